@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['PALETTE', 'generator', 'pick_device', 'check_tensor', 'normal_expectation', 'integrate', 'load_digits', 'figure',
+__all__ = ['PALETTE', 'generator', 'pick_device', 'check_tensor', 'normal_expectation', 'integrate', 'figure', 'load_digits',
            'show_images']
 
 # %% ../nbs/00_core.ipynb #e9b0e8bc
@@ -38,101 +38,156 @@ def pick_device() -> torch.device: # "cuda", "mps" or "cpu"
     if torch.backends.mps.is_available(): return torch.device("mps")
     return torch.device("cpu")
 
-# %% ../nbs/00_core.ipynb #2655d0a8
+# %% ../nbs/00_core.ipynb #38b54b7e
 def check_tensor(
-    x: Any,                                      # what the caller passed
-    name: str,                                   # the argument's name
-    shape: Sequence[int | None] | None = None,   # None: any length there
-) -> Tensor:                                     # `x` itself
+    x: Any,                                    # what the caller passed
+    name: str,                                 # the argument's name
+    shape: Sequence[int | None] | None = None, # None in it: any length
+) -> Tensor:                                   # `x` itself
     """Return `x` if it is a finite, non-empty floating-point tensor.
 
-    `shape` lists the length expected of each dimension, `None` for any;
-    left out, every shape is fine. Raises `TypeError` for what is no tensor
-    or holds no floating-point numbers, and `ValueError` for a wrong shape,
-    an empty tensor, NaN or infinity."""
+    `shape` gives the length of every dimension, `None` for any; left out,
+    every shape is fine. Raises `TypeError` for what is no tensor or holds
+    no floating-point numbers, and `ValueError` for a wrong shape, an empty
+    tensor, NaN or infinity."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, "
                         f"got {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"{name}: expected floating-point numbers, "
                         f"got {x.dtype}; convert with .float()")
-    if shape is not None: _check_shape(x, name, shape)
+    _check_shape(x, name, shape)
+    _check_finite(x, name)
+    return x
+
+# %% ../nbs/00_core.ipynb #2c3c5a87
+def _check_shape(x, name, shape):
     if x.numel() == 0:
         raise ValueError(f"{name}: expected at least one number, "
                          f"got an empty tensor of shape {tuple(x.shape)}")
-    if not x.isfinite().all():
-        bad = (~x.isfinite()).sum().item()
-        where = tuple((~x.isfinite()).nonzero()[0].tolist())
-        raise ValueError(f"{name}: expected finite numbers, got {bad} NaN or "
-                         f"infinite, the first at index {where}")
-    return x
-
-# %% ../nbs/00_core.ipynb #8cca9331
-def _check_shape(x, name, shape):
+    if shape is None: return
     fits = len(shape) == x.dim() and all(
-        want is None or want == got for want, got in zip(shape, x.shape))
+        want in (None, got) for want, got in zip(shape, x.shape))
     if not fits:
         wanted = ", ".join("any" if s is None else str(s) for s in shape)
         raise ValueError(f"{name}: expected shape ({wanted}), "
                          f"got {tuple(x.shape)}")
 
-# %% ../nbs/00_core.ipynb #6c8f0d74
-def normal_expectation(
-    f: Callable[[Tensor], Tensor],  # elementwise function of z
-    mu: float = 0.,                 # mean of the normal distribution
-    sigma: float = 1.,              # its standard deviation, ≥ 0
-    n_nodes: int = 64,              # points at which `f` is evaluated
-) -> Tensor:                        # E f(z), float64, no sampling error
-    """E[f(z)] under z ~ N(μ, σ²) by Gauss–Hermite quadrature."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(n_nodes)
-    z = mu + sigma * torch.from_numpy(nodes)
-    w = torch.from_numpy(weights / np.sqrt(2 * np.pi))
-    return (f(z) * w).sum(-1)
+# %% ../nbs/00_core.ipynb #b9144449
+def _check_finite(x, name):
+    # A sum is NaN or infinite if any part is: one pass, no mask in memory.
+    # It may also overflow by itself, so the mask has the last word.
+    if x.detach().sum().isfinite(): return
+    bad = ~x.isfinite()
+    if bad.any():
+        first = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(f"{name}: expected finite numbers, got "
+                         f"{int(bad.sum())} NaN or infinite, "
+                         f"the first at index {first}")
 
-# %% ../nbs/00_core.ipynb #a8f2d083
+# %% ../nbs/00_core.ipynb #98bb55f0
+def normal_expectation(
+    f: Callable[[Tensor], Tensor], # works on each entry of a tensor
+    mu: Tensor | float = 0.,       # means, any shape
+    sigma: Tensor | float = 1.,    # standard deviations ≥ 0, same shape
+    n_nodes: int = 64,             # points at which `f` is evaluated, ≥ 1
+) -> Tensor:                       # float64, the shape of `mu`
+    """E f(z) under z ~ N(μ, σ²), by quadrature, (0.1).
+
+    Raises `ValueError` for a negative σ or fewer than one node."""
+    mu, sigma = (torch.as_tensor(a, dtype=torch.float64)[..., None]
+                 for a in (mu, sigma))
+    if not (sigma >= 0).all():
+        raise ValueError(f"sigma: expected ≥ 0, got {sigma.min().item()}")
+    if n_nodes < 1:
+        raise ValueError(f"n_nodes: expected ≥ 1, got {n_nodes}")
+    nodes, weights = np.polynomial.hermite_e.hermegauss(n_nodes)
+    weights = torch.from_numpy(weights / weights.sum())
+    return (f(mu + sigma * torch.from_numpy(nodes)) * weights).sum(-1)
+
+# %% ../nbs/00_core.ipynb #32256a4b
 def integrate(
-    f: Callable[[Tensor], Tensor],  # elementwise function of x
-    low: float,                     # lower end
-    high: float,                    # upper end
-    n: int = 4001,                  # number of grid points
-) -> Tensor:                        # ∫ f(x) dx from `low` to `high`
-    """The integral of `f` by the trapezoid rule on a uniform grid."""
+    f: Callable[[Tensor], Tensor], # works on each entry of a tensor
+    low: float,                    # lower end
+    high: float,                   # upper end, above `low`
+    n: int = 4001,                 # number of grid points, ≥ 2
+) -> Tensor:                       # ∫ f(x) dx from `low` to `high`, float64
+    """The integral of `f` by the trapezoid rule, (0.2).
+
+    Raises `ValueError` unless `low` < `high` and `n` ≥ 2."""
+    if not low < high:
+        raise ValueError(f"low, high: expected low < high, "
+                         f"got {low} and {high}")
+    if n < 2: raise ValueError(f"n: expected ≥ 2 grid points, got {n}")
     x = torch.linspace(low, high, n, dtype=torch.float64)
     return torch.trapezoid(f(x), x)
 
-# %% ../nbs/00_core.ipynb #abe61ec7
+# %% ../nbs/00_core.ipynb #25a41a7e
+PALETTE = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"]
+
+# %% ../nbs/00_core.ipynb #2e3aec07
+def figure(
+    rows: int = 1,       # rows of panels
+    cols: int = 1,       # columns of panels
+    width: float = 5.6,  # inches, for all panels together
+    height: float = 3.0, # inches
+    **kwargs: Any,       # to `plt.subplots`: sharex, sharey, …
+) -> tuple[Any, Any]:    # the figure, and its axes: one, or an array
+    """A Matplotlib figure in the style of the book."""
+    import matplotlib.pyplot as plt
+    style = {"axes.prop_cycle": plt.cycler(color=PALETTE),
+             "axes.spines.top": False, "axes.spines.right": False,
+             "axes.grid": True, "axes.axisbelow": True,
+             "grid.color": "#e5e5e5", "figure.facecolor": "white"}
+    with plt.rc_context(style):
+        return plt.subplots(rows, cols, figsize=(width, height),
+                            layout="constrained", **kwargs)
+
+# %% ../nbs/00_core.ipynb #87934e95
 def load_digits(
-    binary: bool = True,  # threshold at ½: pixels 0 or 1, else 0…1
-) -> tuple[Tensor, Tensor]: # (1797, 64) float32 pixels, (1797,) labels
-    """The 8×8 handwritten digits that ship inside scikit-learn."""
+    binary: bool = True,     # pixels 0 or 1, cut at ½; else grey, 0…1
+) -> tuple[Tensor, Tensor]:  # (1797, 64) float32 pixels; (1797,) labels
+    """The 8×8 handwritten digits that ship inside scikit-learn.
+
+    Raises `ImportError` where scikit-learn is missing."""
     try: from sklearn import datasets
-    except ImportError as e:
-        raise ImportError("load_digits needs scikit-learn: "
-                          "pip install 'vae_notes[examples]'") from e
+    except ImportError as error:
+        raise ImportError("load_digits needs scikit-learn, which "
+                          "pip install scikit-learn brings") from error
     raw = datasets.load_digits()
     x = torch.tensor(raw.data, dtype=torch.float32) / 16
     if binary: x = (x >= .5).float()
     return x, torch.tensor(raw.target)
 
-# %% ../nbs/00_core.ipynb #25a41a7e
-PALETTE = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"]
-
-# %% ../nbs/00_core.ipynb #050fcbba
-def figure(
-    rows: int = 1, cols: int = 1,
-    width: float = 5.6, height: float = 3.,
-    **kwargs: Any,
-):
-    """A figure in the style of the book, and its axes."""
-    import matplotlib.pyplot as plt
-    return plt.subplots(rows, cols, figsize=(width, height),
-                        layout="constrained", **kwargs)
-
-# %% ../nbs/00_core.ipynb #dc29a941
+# %% ../nbs/00_core.ipynb #88874dd3
 def show_images(
-    x: Tensor,
-    cols: int = 10,
-    titles=None,
-):
-    """Grey pictures in a grid."""
-    ...
+    x: Tensor,                            # (n, side²) or (n, height, width)
+    cols: int = 10,                       # pictures in a row
+    titles: Sequence[Any] | None = None,  # n of them, above the pictures
+    side: float = .55,                    # inches a picture
+) -> tuple[Any, Any]:                     # the figure; (rows, cols) axes
+    """Pictures in a grid: 0 is white and 1 is black.
+
+    Raises `ValueError` for rows of pixels that make no square."""
+    x = check_tensor(x, "x").detach().cpu()
+    if x.dim() == 2: x = x.reshape(len(x), *_square(x.shape[1]))
+    check_tensor(x, "x", (None, None, None))
+    cols = min(cols, len(x))
+    rows = -(-len(x) // cols)
+    extra = 0 if titles is None else .25
+    fig, axes = figure(rows, cols, cols * side, rows * (side + extra),
+                       squeeze=False)
+    for ax in axes.flat: ax.axis("off")
+    for ax, image in zip(axes.flat, x):
+        ax.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+    for ax, title in zip(axes.flat, titles or ()):
+        ax.set_title(title, fontsize=9)
+    return fig, axes
+
+# %% ../nbs/00_core.ipynb #35af183e
+def _square(pixels):
+    side = round(pixels**.5)
+    if side * side != pixels:
+        raise ValueError(f"x: expected a square number of pixels a row, or "
+                         f"shape (n, height, width); got {pixels} pixels")
+    return side, side
