@@ -1,1 +1,33 @@
+"""Autoencoders and variational autoencoders, one step at a time.
+
+The main names can be imported from here; each loads its module when first
+used, so that `import vae_notes` alone costs next to nothing."""
+
+from importlib import import_module
+
 __version__ = "0.1.0"
+
+# Hand-written, as is its twin for type checkers, __init__.pyi.
+_MODULES = {
+    "core": ["generator", "load_digits", "pick_device"],
+    "likelihoods": ["BernoulliLikelihood", "GaussianLikelihood",
+                    "log_bernoulli", "log_normal"],
+    "kl": ["kl_normal"],
+    "elbo": ["Elbo", "LinearGaussian", "log_mean_exp", "ppca"],
+    "gradients": ["reparameterize"],
+    "vae": ["VAE", "MLPDecoder", "MLPEncoder", "StandardNormal", "fit"],
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value  # the next look-up is direct
+    return value
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])
