@@ -35,9 +35,10 @@ notebooks: $(READY)
 wheel: $(READY)
 	@sh tools/try_wheel.sh $(BIN)/python
 
-# Before a commit: module files, cleaned notebooks and README from the sources.
+# Before a commit: modules, their stubs, clean notebooks, README.
 prepare: $(READY)
 	$(BIN)/nbdev_export
+	$(BIN)/python tools/stubs.py
 	$(BIN)/nbdev_clean
 	$(BIN)/python tools/readme.py
 

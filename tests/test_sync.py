@@ -27,7 +27,8 @@ def copy(tmp_path_factory) -> Path:
     shutil.copytree(ROOT, there, symlinks=True, ignore=SKIP)
     bin = Path(sys.executable).parent
     env = {**os.environ, "PYTHONPATH": str(there)}
-    for command in ([bin / "nbdev_export"], [bin / "nbdev_clean"], [sys.executable, "tools/readme.py"]):
+    for command in ([bin / "nbdev_export"], [sys.executable, "tools/stubs.py"],
+                    [bin / "nbdev_clean"], [sys.executable, "tools/readme.py"]):
         subprocess.run(list(map(str, command)), cwd=there, env=env, check=True, capture_output=True)
     return there
 
