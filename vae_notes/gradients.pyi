@@ -3,7 +3,10 @@
 from __future__ import annotations
 import torch
 from torch import Tensor
-__all__ = ['reparameterize']
+__all__ = ['score_function_surrogate', 'reparameterize']
+
+def score_function_surrogate(log_q: Tensor, f: Tensor) -> Tensor:
+    ...
 
 def reparameterize(mu: Tensor, logvar: Tensor, eps: Tensor | None=..., generator: torch.Generator | None=...) -> Tensor:
     ...

@@ -3,7 +3,11 @@
 from __future__ import annotations
 import torch
 from torch import Tensor
-__all__ = ['kl_normal', 'bound_logvar']
+from .core import check_tensor
+__all__ = ['kl_bernoulli', 'kl_normal', 'bound_logvar', 'kl_mvn']
+
+def kl_bernoulli(p: Tensor | float, q: Tensor | float) -> Tensor:
+    ...
 
 def kl_normal(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor | float=..., logvar_p: Tensor | float=...) -> Tensor:
     ...
@@ -12,11 +16,19 @@ def bound_logvar(logvar: Tensor, low: float=..., high: float=...) -> Tensor:
     ...
 
 class _Bound(torch.autograd.Function):
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, x, low, high):
+    def forward(logvar, low, high):
+        ...
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
         ...
 
     @staticmethod
     def backward(ctx, g):
         ...
+
+def kl_mvn(mu_q: Tensor, cov_q: Tensor, mu_p: Tensor, cov_p: Tensor) -> Tensor:
+    ...
