@@ -5,7 +5,10 @@ import math
 from typing import NamedTuple
 import torch
 from torch import Tensor
-__all__ = ['Elbo', 'log_mean_exp']
+from .core import check_tensor
+from .kl import kl_normal
+from .likelihoods import LOG_2PI, log_normal
+__all__ = ['Elbo', 'log_mean_exp', 'LinearGaussian', 'ppca']
 
 class Elbo(NamedTuple):
     log_lik: Tensor
@@ -16,4 +19,33 @@ class Elbo(NamedTuple):
         ...
 
 def log_mean_exp(a: Tensor, dim: int=...) -> Tensor:
+    ...
+
+class LinearGaussian:
+    weight: Tensor
+    bias: Tensor
+    sigma: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, sigma: Tensor | float):
+        ...
+
+    def sample(self, n: int=..., generator: torch.Generator | None=...) -> Tensor:
+        ...
+
+    def _factor(self) -> Tensor:
+        ...
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        ...
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        ...
+
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        ...
+
+    def elbo(self, x: Tensor, mu: Tensor, logvar: Tensor) -> Elbo:
+        ...
+
+def ppca(x: Tensor, latent_dim: int, sigma: float | None=...) -> LinearGaussian:
     ...
