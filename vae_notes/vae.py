@@ -25,7 +25,28 @@ from .likelihoods import BernoulliLikelihood, log_normal
 if TYPE_CHECKING: import pandas as pd
 
 # %% auto #0
-__all__ = ['MLPEncoder', 'MLPDecoder', 'StandardNormal', 'VAE', 'evaluating', 'fit']
+__all__ = ['StandardNormal', 'MLPDecoder', 'MLPEncoder', 'VAE', 'evaluating', 'fit']
+
+# %% ../nbs/20_vae.ipynb #46c07b80
+class StandardNormal(nn.Module):
+    """The prior N(0, I) of (20.1), whatever the condition.
+
+    Raises `TypeError` or `ValueError` unless `latent_dim` is 1, 2, …"""
+    def __init__(
+        self,
+        latent_dim: int, # numbers in z, ≥ 1
+    ):
+        super().__init__()
+        self.latent_dim = _count(latent_dim, "latent_dim")
+    def forward(self, cond: Any = None) -> tuple[float, float]:
+        return 0., 0.
+
+# %% ../nbs/20_vae.ipynb #5a7f920f
+def _count(n, name):
+    if isinstance(n, bool) or not isinstance(n, Integral):
+        raise TypeError(f"{name}: expected a whole number, got {n!r}")
+    if n < 1: raise ValueError(f"{name}: expected ≥ 1, got {n}")
+    return int(n)
 
 # %% ../nbs/20_vae.ipynb #4e22b9f9
 def _mlp(sizes):
@@ -34,9 +55,23 @@ def _mlp(sizes):
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])  # the last one stays linear
 
-# %% ../nbs/20_vae.ipynb #db65b310
+# %% ../nbs/20_vae.ipynb #8b04225d
+class MLPDecoder(nn.Module):
+    """z → what the likelihood needs, in (20.2) log-odds, by ReLU layers."""
+    def __init__(
+        self,
+        latent_dim: int,                # numbers in z
+        n_features: int,                # numbers in a row of x
+        hidden: Sequence[int] = (256,), # widths of the layers between
+    ):
+        super().__init__()
+        self.latent_dim, self.event_shape = latent_dim, (n_features,)
+        self.layers = _mlp([latent_dim, *hidden, n_features])
+    def forward(self, z: Tensor) -> Tensor: return self.layers(z)
+
+# %% ../nbs/20_vae.ipynb #d37351e0
 class MLPEncoder(nn.Module):
-    """x → mean and log-variance of q(z|x), (20.1), through ReLU layers."""
+    """x → mean and log-variance of q(z|x), (20.4), by ReLU layers."""
     def __init__(
         self,
         n_features: int,                # numbers in a row of x
@@ -49,46 +84,12 @@ class MLPEncoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.layers(x).chunk(2, dim=-1)
 
-# %% ../nbs/20_vae.ipynb #435143bc
-class MLPDecoder(nn.Module):
-    """z → the parameters of p(x|z), (20.3), through ReLU layers."""
-    def __init__(
-        self,
-        latent_dim: int,                # numbers in z
-        n_features: int,                # numbers in a row of x
-        hidden: Sequence[int] = (256,), # widths of the layers between
-    ):
-        super().__init__()
-        self.latent_dim, self.event_shape = latent_dim, (n_features,)
-        self.layers = _mlp([latent_dim, *hidden, n_features])
-    def forward(self, z: Tensor) -> Tensor: return self.layers(z)
-
-# %% ../nbs/20_vae.ipynb #5a7f920f
-def _count(n, name):
-    if isinstance(n, bool) or not isinstance(n, Integral):
-        raise TypeError(f"{name}: expected a whole number, got {n!r}")
-    if n < 1: raise ValueError(f"{name}: expected ≥ 1, got {n}")
-    return int(n)
-
-# %% ../nbs/20_vae.ipynb #f07cdb96
-class StandardNormal(nn.Module):
-    """The prior N(0, I) of (20.2), whatever the condition."""
-    def __init__(
-        self,
-        latent_dim: int, # numbers in z, ≥ 1
-    ):
-        super().__init__()
-        self.latent_dim = _count(latent_dim, "latent_dim")
-    def forward(self, cond: Any = None) -> tuple[float, float]:
-        return 0., 0.
-
-# %% ../nbs/20_vae.ipynb #4247b0b6
+# %% ../nbs/20_vae.ipynb #c002d6bd
 class VAE(nn.Module):
-    """A variational autoencoder: four parts, joined by the bound (20.4).
+    """A variational autoencoder: four parts, joined by the bound (20.5).
 
-    Raises `TypeError` for a part that is no module or a prior without
-    `latent_dim`, and `ValueError` for parts that do not fit together or a
-    negative `beta`."""
+    Raises `TypeError` for a part that is no module or a prior of unknown
+    size, and `ValueError` for parts that do not fit or a negative β."""
     def __init__(
         self,
         encoder: nn.Module, # x → (μ, log σ²), each (batch, latent)
@@ -99,7 +100,8 @@ class VAE(nn.Module):
     ):
         super().__init__()
         if prior is None: prior = StandardNormal(_latent_dim(encoder))
-        if likelihood is None: likelihood = BernoulliLikelihood()
+        if likelihood is None:  # `_check` looks at x once, not every step
+            likelihood = BernoulliLikelihood(validate=False)
         self.encoder, self.decoder = encoder, decoder
         self.prior, self.likelihood, self.beta = prior, likelihood, beta
         _check_parts(self)
@@ -107,28 +109,47 @@ class VAE(nn.Module):
     def latent_dim(self) -> int: # numbers in z
         return self.prior.latent_dim
 
-# %% ../nbs/20_vae.ipynb #81918146
+# %% ../nbs/20_vae.ipynb #91985714
 def _latent_dim(encoder):
     if hasattr(encoder, "latent_dim"): return encoder.latent_dim
     raise TypeError("prior: the encoder has no `latent_dim` to size N(0, I) "
                     "by; pass prior=StandardNormal(latent_dim)")
 
-# %% ../nbs/20_vae.ipynb #e6178b38
 def _check_parts(model):
     for name in ("encoder", "decoder", "prior", "likelihood"):
         part = getattr(model, name)
         if not isinstance(part, nn.Module):
             raise TypeError(f"{name}: expected a torch.nn.Module, "
                             f"got {type(part).__name__}")
-        latent_dim = getattr(part, "latent_dim", model.latent_dim)
-        if latent_dim != model.latent_dim:
-            raise ValueError(f"{name}: expected latent_dim "
-                             f"{model.latent_dim} as the prior has, "
-                             f"got {latent_dim}")
+        size = getattr(part, "latent_dim", model.latent_dim)
+        if size != model.latent_dim:
+            raise ValueError(f"{name}: expected latent_dim {model.latent_dim}"
+                             f" as the prior has, got {size}")
     if not 0 <= model.beta < math.inf:
         raise ValueError(f"beta: expected 0 ≤ beta < ∞, got {model.beta}")
 
-# %% ../nbs/20_vae.ipynb #97cc6914
+# %% ../nbs/20_vae.ipynb #58ea0893
+@patch
+def encode(
+    self: VAE,
+    x: Tensor,     # (batch, …) data
+) -> Independent:  # batch shape (batch,), event shape (latent,)
+    """The approximate posterior q(z|x) of each row, (20.4).
+
+    Raises `ValueError` for a wrong shape, an empty batch or NaN, and
+    `TypeError` for what holds no floating-point numbers of the model's
+    kind; so do all methods below that take x."""
+    mu, logvar = self._posterior(self._check(x))
+    normal = Normal(mu, (.5 * logvar).exp(), validate_args=False)
+    return Independent(normal, 1, validate_args=False)
+
+# %% ../nbs/20_vae.ipynb #0061efa8
+@patch
+def _posterior(self: VAE, x):
+    mu, logvar = self.encoder(x)
+    return mu, bound_logvar(logvar)
+
+# %% ../nbs/20_vae.ipynb #13486fd0
 @patch
 def _check(self: VAE, x, cond=None, name="x"):
     shape = getattr(self.encoder, "event_shape", None)
@@ -140,60 +161,71 @@ def _check(self: VAE, x, cond=None, name="x"):
     if x.dtype != dtype:
         raise TypeError(f"{name}: expected {dtype} as the model has, "
                         f"got {x.dtype}; convert with .to({dtype})")
-    if cond is not None and len(check_tensor(cond, "cond")) != len(x):
-        raise ValueError(f"cond: expected {len(x)} rows as {name} has, "
-                         f"got {len(cond)}")
+    if isinstance(self.likelihood, BernoulliLikelihood): _check_unit(x, name)
+    if cond is not None: _check_cond(cond, len(x))
     return x
 
-# %% ../nbs/20_vae.ipynb #0061efa8
-@patch
-def _posterior(self: VAE, x):
-    mu, logvar = self.encoder(x)
-    return mu, bound_logvar(logvar)
+def _check_unit(x, name):
+    low, high = x.aminmax()
+    if low < 0 or high > 1:
+        raise ValueError(f"{name}: expected 0 to 1 for a Bernoulli "
+                         f"likelihood, got {low:g} to {high:g}; rescale, or "
+                         f"pass VAE(…, likelihood=GaussianLikelihood())")
 
-# %% ../nbs/20_vae.ipynb #b6412569
+def _check_cond(cond, n):
+    if len(check_tensor(cond, "cond")) != n:
+        raise ValueError(f"cond: expected {n} rows, got {len(cond)}")
+
+# %% ../nbs/20_vae.ipynb #4712c432
 @patch
-def encode(
+def decode(
     self: VAE,
-    x: Tensor,       # (batch, …) data
-) -> Independent:    # of batch size (batch,), over (latent,)
-    """The approximate posterior q(z|x) of each row, (20.1).
+    z: Tensor,      # (…, latent), at least one leading dimension
+) -> Distribution:  # batch shape (…), event shape that of one x
+    """The likelihood p(x|z) of each code, (20.2).
 
-    Raises `ValueError` for a wrong shape, an empty batch or NaN, and
-    `TypeError` for what holds no floating-point numbers of the model's
-    kind; so do all methods below that take x."""
-    mu, logvar = self._posterior(self._check(x))
-    normal = Normal(mu, (.5 * logvar).exp(), validate_args=False)
-    return Independent(normal, 1, validate_args=False)
+    Raises `TypeError` for no floating-point tensor, and `ValueError` for a
+    wrong shape, an empty batch or NaN."""
+    lead = max(z.dim() - 1, 1) if isinstance(z, Tensor) else 1
+    check_tensor(z, "z", (*[None] * lead, self.latent_dim))
+    return self._likelihood(z)
 
-# %% ../nbs/20_vae.ipynb #d558b351
-@patch
-def _decoder(self: VAE, z):
-    # A convolution takes one leading dimension only: fold all into it.
-    params, lead = self.decoder(z.flatten(0, -2)), z.shape[:-1]
-    if isinstance(params, Tensor): return params.unflatten(0, lead)
-    return tuple(p.unflatten(0, lead) for p in params)
-
-# %% ../nbs/20_vae.ipynb #0aa0cfd6
+# %% ../nbs/20_vae.ipynb #81f61bb1
 @patch
 def _likelihood(self: VAE, z):
     params = self._decoder(z)
     first = params if isinstance(params, Tensor) else params[0]
     return self.likelihood(params, first.dim() - z.dim() + 1)
 
-# %% ../nbs/20_vae.ipynb #24f9b6d8
 @patch
-def decode(
-    self: VAE,
-    z: Tensor,      # (…, latent), at least one leading dimension
-) -> Distribution:  # of batch shape (…), over the shape of one x
-    """The likelihood p(x|z) of each z, (20.3).
+def _decoder(self: VAE, z):
+    if z.dim() == 2: return self.decoder(z)  # nothing to fold
+    params, lead = self.decoder(z.flatten(0, -2)), z.shape[:-1]
+    if isinstance(params, Tensor): return params.unflatten(0, lead)
+    return tuple(p.unflatten(0, lead) for p in params)
 
-    Raises `ValueError` for a wrong shape, an empty batch or NaN."""
-    if isinstance(z, Tensor): shape = (None,) * max(z.dim() - 1, 1)
-    else: shape = ()
-    check_tensor(z, "z", (*shape, self.latent_dim))
-    return self._likelihood(z)
+# %% ../nbs/20_vae.ipynb #e8e13df5
+@patch
+def elbo(
+    self: VAE,
+    x: Tensor,                   # (batch, …) data
+    cond: Tensor | None = None,  # (batch, …) what the prior depends on
+    n_samples: int = 1,          # z drawn a row, ≥ 1
+    generator: torch.Generator | None = None, # draws ε, on x's device
+    check: bool = True,          # False: x is known to be fine
+) -> Elbo:                       # (batch,) log_lik and kl, nats
+    """The evidence lower bound of each row at β = 1, by (20.6).
+
+    Differentiable, and in whatever mode the model is: ε is fresh, and
+    layers such as dropout act as they do in training."""
+    if check: self._check(x, cond), _count(n_samples, "n_samples")
+    mu, logvar = self._posterior(x)
+    kl = kl_normal(mu, logvar, *self._prior(cond))
+    if n_samples > 1:
+        mu, logvar = (m.expand(n_samples, *m.shape) for m in (mu, logvar))
+    z = reparameterize(mu, logvar, generator=generator)
+    log_lik = self.likelihood.log_prob(x, self._decoder(z))
+    return Elbo(log_lik.mean(0) if n_samples > 1 else log_lik, kl)
 
 # %% ../nbs/20_vae.ipynb #c6759251
 @patch
@@ -201,46 +233,24 @@ def _prior(self: VAE, cond):
     mu, logvar = self.prior(cond)
     return mu, bound_logvar(logvar) if isinstance(logvar, Tensor) else logvar
 
-# %% ../nbs/20_vae.ipynb #17cc3b8d
-@patch
-def elbo(
-    self: VAE,
-    x: Tensor,                   # (batch, …) data
-    cond: Tensor | None = None,  # (batch, …) what the prior depends on
-    n_samples: int = 1,          # z drawn a row, ≥ 1
-    generator: torch.Generator | None = None, # draws the noise
-    check: bool = True,          # False skips the look for NaN
-) -> Elbo:                       # (batch,) log_lik and kl, nats
-    """The evidence lower bound of each row at β = 1, by (20.4).
-
-    Differentiable, in whatever mode the model is: the noise is fresh and
-    layers such as dropout act as they do in training."""
-    if check: self._check(x, cond); _count(n_samples, "n_samples")
-    mu, logvar = self._posterior(x)
-    kl = kl_normal(mu, logvar, *self._prior(cond))
-    z = reparameterize(mu.expand(n_samples, *mu.shape), logvar,
-                       generator=generator)
-    log_lik = self.likelihood.log_prob(x, self._decoder(z))
-    return Elbo(log_lik.mean(0), kl)
-
-# %% ../nbs/20_vae.ipynb #ce07dd21
+# %% ../nbs/20_vae.ipynb #91c79bae
 @patch
 def objective(
     self: VAE,
     elbo: Elbo, # (batch,) parts of the bound, nats
 ) -> Tensor:    # scalar, nats per example
-    """What training lowers: distortion + β · rate, by (20.6)."""
+    """Distortion + β · rate, by (20.7): what training lowers."""
     return (self.beta * elbo.kl - elbo.log_lik).mean()
 
-# %% ../nbs/20_vae.ipynb #d175084c
+# %% ../nbs/20_vae.ipynb #c5d1d086
 @patch
 def loss(
     self: VAE,
     x: Tensor,                  # (batch, …) data
     cond: Tensor | None = None, # (batch, …) what the prior depends on
-    generator: torch.Generator | None = None, # draws the noise
+    generator: torch.Generator | None = None, # draws ε, on x's device
 ) -> Tensor:                    # scalar, nats per example
-    """`objective` of one sample a row: for the inner loop, no checks."""
+    """`objective` at one sample a row, for inner loops: no checks."""
     return self.objective(self.elbo(x, cond, generator=generator,
                                     check=False))
 
@@ -249,11 +259,11 @@ def loss(
 def forward(self: VAE, x, cond=None, generator=None):
     return self.loss(x, cond, generator)
 
-# %% ../nbs/20_vae.ipynb #5e16198e
+# %% ../nbs/20_vae.ipynb #2d016124
 @contextmanager
 def evaluating(
     model: nn.Module,
-) -> Iterator[nn.Module]: # the model, with dropout and its like off
+) -> Iterator[nn.Module]: # the same model
     """Eval mode without gradients; afterwards each layer is as it was."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -262,14 +272,14 @@ def evaluating(
     finally:
         for module, mode in modes: module.training = mode
 
-# %% ../nbs/20_vae.ipynb #8b9a78f4
+# %% ../nbs/20_vae.ipynb #fbf88f46
+_AT_ONCE = 2**12  # rows times samples
+
 def _by_rows(f, x, cond=None, copies=1):
-    # Bounds the memory: at most 2¹⁴ rows times copies, 2²² numbers at once.
-    rows = min(2**14, 2**22 // x[0].numel()) // copies
-    cuts = range(0, len(x), max(rows, 1))
-    parts = [slice(i, i + max(rows, 1)) for i in cuts]
-    return torch.cat([f(x[s], None if cond is None else cond[s])
-                      for s in parts])
+    rows = max(min(_AT_ONCE, 2**22 // x[0].numel()) // copies, 1)
+    cuts = [slice(i, i + rows) for i in range(0, len(x), rows)]
+    return torch.cat([f(x[c], None if cond is None else cond[c])
+                      for c in cuts])
 
 # %% ../nbs/20_vae.ipynb #65c10ddd
 @patch
@@ -282,31 +292,18 @@ def embed(
     with evaluating(self):
         return _by_rows(lambda x, _: self._posterior(x)[0], x)
 
-# %% ../nbs/20_vae.ipynb #27b1c4ce
+# %% ../nbs/20_vae.ipynb #efae00a8
 @patch
 def reconstruct(
     self: VAE,
     x: Tensor,  # (batch, …) data
 ) -> Tensor:    # (batch, …) means of p(x|z)
-    """The likelihood's mean at the mean of q(z|x): nothing is drawn."""
+    """The likelihood's mean at each row's code: nothing is drawn."""
     self._check(x)
-    with evaluating(self):
-        return _by_rows(
-            lambda x, _: self._likelihood(self._posterior(x)[0]).mean, x)
+    def rebuild(x, _): return self._likelihood(self._posterior(x)[0]).mean
+    with evaluating(self): return _by_rows(rebuild, x)
 
-# %% ../nbs/20_vae.ipynb #40ca495f
-@contextmanager
-def _seeded(generator, device):
-    # Distributions and dropout draw from torch's global generators alone.
-    if generator is None: yield; return
-    seed = torch.randint(2**63 - 1, (), generator=generator,
-                         device=generator.device).item()
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda):
-        torch.manual_seed(seed)
-        yield
-
-# %% ../nbs/20_vae.ipynb #cdaa29c8
+# %% ../nbs/20_vae.ipynb #06b2ca9d
 @patch
 def sample(
     self: VAE,
@@ -315,64 +312,90 @@ def sample(
     generator: torch.Generator | None = None, # None: torch's global one
     mean: bool = False,         # the mean of p(x|z) instead of a draw
 ) -> Tensor:                    # (n, …) made-up data
-    """z from the prior, then x from the likelihood."""
-    like = next(self.parameters(), torch.empty(0))
+    """Draw z from the prior and x from the likelihood, by (20.9)."""
     shape = (_count(n, "n"), self.latent_dim)
-    if cond is not None and len(check_tensor(cond, "cond")) != n:
-        raise ValueError(f"cond: expected {n} rows, got {len(cond)}")
+    if cond is not None: _check_cond(cond, n)
+    like = next(self.parameters(), torch.empty(0))
     def draw(z, _):
         x = self._likelihood(z)
         return x.mean if mean else x.sample()
     with evaluating(self), _seeded(generator, like.device):
         eps = torch.randn(shape, dtype=like.dtype, device=like.device)
-        mu, logvar = map(torch.as_tensor, self._prior(cond))
+        mu, logvar = (torch.as_tensor(m).to(eps).expand(shape)
+                      for m in self._prior(cond))
         return _by_rows(draw, reparameterize(mu, logvar, eps))
 
-# %% ../nbs/20_vae.ipynb #6cdbda88
+# %% ../nbs/20_vae.ipynb #3c9a39bd
+@contextmanager
+def _seeded(generator, device):
+    if generator is None: yield; return
+    seed = torch.randint(2**63 - 1, (), generator=generator,
+                         device=generator.device).item()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+# %% ../nbs/20_vae.ipynb #7699c790
+def _turned(u, angle):
+    tiny = torch.finfo(u.dtype).eps / 2  # Φ⁻¹ is infinite at 0 and 1
+    return torch.special.ndtri(((u + angle) % 1).clamp(tiny, 1 - tiny))
+
+# %% ../nbs/20_vae.ipynb #c3f519f3
+def _row_angles(x, n, seed):
+    bits = (x.flatten(1).float() + 0.).view(torch.int32).long()  # −0 → 0
+    g = generator(seed)
+    a, b = (torch.randint(-2**63, 2**63 - 1, (m,), generator=g).to(x.device)
+            for m in (bits.shape[1], n))
+    h = (bits * a).sum(1, keepdim=True) + b
+    for step, factor in ((30, -0x40a7b892e31b1a47), (27, -0x6b2fb644ecceee15)):
+        h = (h ^ (h >> step)) * factor  # the mixing of SplitMix64
+    return ((h >> 40) & (2**24 - 1)).to(x.dtype) / 2**24
+
+# %% ../nbs/20_vae.ipynb #df714ffc
 @patch
-def _importance_bound(self: VAE, x, cond, noise):
+def _importance_bound(self: VAE, x, cond, uniform, seed):
     (mu, logvar), prior = self._posterior(x), self._prior(cond)
-    log_w = []
-    for eps in noise.split(2**14):
+    angle, log_w = _row_angles(x, self.latent_dim, seed), []
+    for u in uniform.split(_AT_ONCE):
+        eps = _turned(u, angle)
         z = reparameterize(mu, logvar, eps)
         log_lik = self.likelihood.log_prob(x, self._decoder(z))
         log_q = (log_normal(eps) - .5 * logvar).sum(-1)
         log_w.append(log_lik + log_normal(z, *prior).sum(-1) - log_q)
     return log_mean_exp(torch.cat(log_w), 0)
 
-# %% ../nbs/20_vae.ipynb #19227267
+# %% ../nbs/20_vae.ipynb #306dc5d2
 @patch
 def log_prob(
     self: VAE,
     x: Tensor,                  # (batch, …) data
-    n_samples: int = 100,       # z drawn a row, ≥ 1
+    n_samples: int = 100,       # codes drawn a row, K ≥ 1
     cond: Tensor | None = None, # (batch, …) what the prior depends on
-    seed: int = 0,              # of the noise, which all rows share
+    seed: int = 0,              # of the noise
 ) -> Tensor:                    # (batch,) nats, on average ≤ log p(x)
-    """The importance-weighted bound on log p(x) of each row, by (20.7).
+    """The importance-weighted bound on log p(x) of each row, by (20.10).
 
-    All rows share one set of noise: a row's value depends neither on the
-    other rows nor on the batch size."""
+    The noise of a row depends on `seed` and that row alone, by (20.11): not
+    on the other rows, their order or their number."""
     self._check(x, cond)
     shape = (_count(n_samples, "n_samples"), 1, self.latent_dim)
-    noise = torch.randn(shape, generator=generator(seed)).to(x)
-    with evaluating(self):
-        return _by_rows(lambda x, cond: self._importance_bound(
-            x, cond, noise), x, cond, copies=n_samples)
+    uniform = torch.rand(shape, generator=generator(seed)).to(x)
+    def bound(x, cond): return self._importance_bound(x, cond, uniform, seed)
+    with evaluating(self): return _by_rows(bound, x, cond, n_samples)
 
-# %% ../nbs/20_vae.ipynb #8610b689
+# %% ../nbs/20_vae.ipynb #a1b3130b
 @patch
 def score(
     self: VAE,
     x: Tensor,                  # (batch, …) data
-    n_samples: int = 100,       # z drawn a row, ≥ 1
+    n_samples: int = 100,       # codes drawn a row, K ≥ 1
     cond: Tensor | None = None, # (batch, …) what the prior depends on
-    seed: int = 0,              # of the noise, which all rows share
+    seed: int = 0,              # of the noise
 ) -> Tensor:                    # (batch,) nats; higher is stranger
     """How strange each row is: −`log_prob`."""
     return -self.log_prob(x, n_samples, cond, seed)
 
-# %% ../nbs/20_vae.ipynb #7905095a
+# %% ../nbs/20_vae.ipynb #d911440b
 def fit(
     model: VAE,                  # trained in place
     x: Tensor,                   # (rows, …) data
@@ -382,7 +405,7 @@ def fit(
     seed: int = 0,               # of the order, the noise and dropout
     valid: Tensor | None = None, # (rows, …) data to watch, not to train on
 ) -> pd.DataFrame:               # a row an epoch, nats per example
-    """Train by Adam on `model.objective`; a later chapter grows this loop.
+    """Train by Adam on `model.objective`, (20.7).
 
     `loss`, `rate` (KL) and `distortion` (−log-likelihood) are averages over
     the epoch's steps; `valid_…` come after it, with the same β. Raises what
@@ -392,37 +415,35 @@ def fit(
     model._check(x)
     if valid is not None: model._check(valid, name="valid")
     n_batches = -(-len(x) // _count(batch_size, "batch_size"))
+    index = pd.RangeIndex(1, _count(epochs, "epochs") + 1, name="epoch")
     adam = torch.optim.Adam(model.parameters(), lr, fused=True)
-    history, names = [], ["loss", "rate", "distortion"]
+    history = []
     model.train()
     with _seeded(generator(seed), x.device):
-        for epoch in range(1, _count(epochs, "epochs") + 1):
-            sums = x.new_zeros(3)
-            order = torch.randperm(len(x), device=x.device)
+        for epoch in index:
+            elbos, order = [], torch.randperm(len(x), device=x.device)
             for batch in x.index_select(0, order).tensor_split(n_batches):
                 elbo = model.elbo(batch, check=False)
-                loss = model.objective(elbo)
                 adam.zero_grad()
-                loss.backward()
+                model.objective(elbo).backward()
                 adam.step()
-                sums += len(batch) * _parts(loss, elbo)
-            row = dict(zip(names, (sums / len(x)).tolist()))
+                elbos.append([part.detach() for part in elbo])
+            row = _row(model, Elbo(*map(torch.cat, zip(*elbos))))
             if not math.isfinite(row["loss"]):
                 raise FloatingPointError(
                     f"epoch {epoch}: the loss is {row['loss']}; check the "
                     f"scale of x, or lower lr (now {lr})")
             if valid is not None: row |= _watch(model, valid, seed)
             history.append(row)
-    index = pd.RangeIndex(1, epochs + 1, name="epoch")
     return pd.DataFrame(history, index=index)
 
-# %% ../nbs/20_vae.ipynb #355d846b
-def _parts(loss, elbo):
-    return torch.stack([loss, elbo.kl.mean(), -elbo.log_lik.mean()]).detach()
+# %% ../nbs/20_vae.ipynb #f4afb75e
+def _row(model, elbo, prefix=""):
+    parts = model.objective(elbo), elbo.kl.mean(), -elbo.log_lik.mean()
+    names = ("loss", "rate", "distortion")
+    return {prefix + name: part.item() for name, part in zip(names, parts)}
 
-# %% ../nbs/20_vae.ipynb #e2006d2c
 def _watch(model, valid, seed):
     with evaluating(model):
-        elbo = model.elbo(valid, generator=generator(seed, valid.device))
-        parts = _parts(model.objective(elbo), elbo).tolist()
-    return dict(zip(["valid_loss", "valid_rate", "valid_distortion"], parts))
+        noise = generator(seed, valid.device)
+        return _row(model, model.elbo(valid, generator=noise), "valid_")

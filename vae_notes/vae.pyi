@@ -16,14 +16,14 @@ from .kl import bound_logvar, kl_normal
 from .likelihoods import BernoulliLikelihood, log_normal
 if TYPE_CHECKING:
     import pandas as pd
-__all__ = ['MLPEncoder', 'MLPDecoder', 'StandardNormal', 'VAE', 'evaluating', 'fit']
+__all__ = ['StandardNormal', 'MLPDecoder', 'MLPEncoder', 'VAE', 'evaluating', 'fit']
 
-class MLPEncoder(nn.Module):
+class StandardNormal(nn.Module):
 
-    def __init__(self, n_features: int, latent_dim: int, hidden: Sequence[int]=...):
+    def __init__(self, latent_dim: int):
         ...
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, cond: Any=...) -> tuple[float, float]:
         ...
 
 class MLPDecoder(nn.Module):
@@ -34,12 +34,12 @@ class MLPDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         ...
 
-class StandardNormal(nn.Module):
+class MLPEncoder(nn.Module):
 
-    def __init__(self, latent_dim: int):
+    def __init__(self, n_features: int, latent_dim: int, hidden: Sequence[int]=...):
         ...
 
-    def forward(self, cond: Any=...) -> tuple[float, float]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         ...
 
 class VAE(nn.Module):
@@ -51,28 +51,28 @@ class VAE(nn.Module):
     def latent_dim(self) -> int:
         ...
 
-    def _check(self, x, cond=..., name=...):
+    def encode(self, x: Tensor) -> Independent:
         ...
 
     def _posterior(self, x):
         ...
 
-    def encode(self, x: Tensor) -> Independent:
-        ...
-
-    def _decoder(self, z):
-        ...
-
-    def _likelihood(self, z):
+    def _check(self, x, cond=..., name=...):
         ...
 
     def decode(self, z: Tensor) -> Distribution:
         ...
 
-    def _prior(self, cond):
+    def _likelihood(self, z):
+        ...
+
+    def _decoder(self, z):
         ...
 
     def elbo(self, x: Tensor, cond: Tensor | None=..., n_samples: int=..., generator: torch.Generator | None=..., check: bool=...) -> Elbo:
+        ...
+
+    def _prior(self, cond):
         ...
 
     def objective(self, elbo: Elbo) -> Tensor:
@@ -93,7 +93,7 @@ class VAE(nn.Module):
     def sample(self, n: int, cond: Tensor | None=..., generator: torch.Generator | None=..., mean: bool=...) -> Tensor:
         ...
 
-    def _importance_bound(self, x, cond, noise):
+    def _importance_bound(self, x, cond, uniform, seed):
         ...
 
     def log_prob(self, x: Tensor, n_samples: int=..., cond: Tensor | None=..., seed: int=...) -> Tensor:
@@ -105,6 +105,7 @@ class VAE(nn.Module):
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     ...
+_AT_ONCE = 2 ** 12
 
 def fit(model: VAE, x: Tensor, epochs: int=..., batch_size: int=..., lr: float=..., seed: int=..., valid: Tensor | None=...) -> pd.DataFrame:
     ...
