@@ -241,6 +241,8 @@ def rewrite(file: Path, changes: list) -> None:
 
 NO_FOREIGN_LETTERS = [(r"@import url\(https?://[^)]*\);", "")]
 MENDS = [  # of what keeps some readers out of smalldocs' pages
+    # beside its class, a method needs no second mention of it
+    (r'(<a [^>]*class="nav-link"[^>]*>)\w+(\.\w+</a>)', r"\1\2"),
     # the title of a part is a title, and not two links that lead nowhere
     (r'<div class="sidebar-item-container"><a [^>]*role="navigation"[^>]*>(<span[^>]*>[^<]*</span>)'
      r'</a><a class="sidebar-item-toggle[^>]*><i[^>]*></i></a></div>',
