@@ -129,7 +129,8 @@ def test_beta_weighs_training_but_not_the_bound():
 
 def test_the_bound_rises_with_the_number_of_samples():
     m, x = model(), data(200)
-    fit(m, x, epochs=5)
+    with torch.no_grad():
+        for weight in m.decoder.parameters(): weight *= 4  # far from what the encoder expects
     bounds = [m.log_prob(x, k).mean().item() for k in (1, 10, 100, 1000)]
     assert bounds == sorted(bounds)
 
@@ -142,7 +143,7 @@ from test_vae import data, fit, generator, model
 m = model()
 history = fit(m, data(300), epochs=3)
 state = [*m.state_dict().values(), torch.tensor(history["loss"].tolist()), m.sample(5, generator=generator(1)), m.score(data(50))]
-print(hashlib.sha256(b"".join(t.numpy().tobytes() for t in state)).hexdigest(), repr(history["loss"].iloc[-1]))
+print(hashlib.sha256(b"".join(t.numpy().tobytes() for t in state)).hexdigest(), float(history["loss"].iloc[-1]))
 """
 
 

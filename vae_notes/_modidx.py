@@ -106,6 +106,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vae_notes.vae._by_rows': ('vae.html#_by_rows', 'vae_notes/vae.py'),
                                'vae_notes.vae._check_cond': ('vae.html#_check_cond', 'vae_notes/vae.py'),
                                'vae_notes.vae._check_parts': ('vae.html#_check_parts', 'vae_notes/vae.py'),
+                               'vae_notes.vae._check_same': ('vae.html#_check_same', 'vae_notes/vae.py'),
                                'vae_notes.vae._check_unit': ('vae.html#_check_unit', 'vae_notes/vae.py'),
                                'vae_notes.vae._count': ('vae.html#_count', 'vae_notes/vae.py'),
                                'vae_notes.vae._latent_dim': ('vae.html#_latent_dim', 'vae_notes/vae.py'),

@@ -109,7 +109,7 @@ class VAE(nn.Module):
     def latent_dim(self) -> int: # numbers in z
         return self.prior.latent_dim
 
-# %% ../nbs/20_vae.ipynb #91985714
+# %% ../nbs/20_vae.ipynb #75a77dc9
 def _latent_dim(encoder):
     if hasattr(encoder, "latent_dim"): return encoder.latent_dim
     raise TypeError("prior: the encoder has no `latent_dim` to size N(0, I) "
@@ -117,16 +117,24 @@ def _latent_dim(encoder):
 
 def _check_parts(model):
     for name in ("encoder", "decoder", "prior", "likelihood"):
-        part = getattr(model, name)
-        if not isinstance(part, nn.Module):
+        if not isinstance(getattr(model, name), nn.Module):
             raise TypeError(f"{name}: expected a torch.nn.Module, "
-                            f"got {type(part).__name__}")
-        size = getattr(part, "latent_dim", model.latent_dim)
-        if size != model.latent_dim:
-            raise ValueError(f"{name}: expected latent_dim {model.latent_dim}"
-                             f" as the prior has, got {size}")
+                            f"got {type(getattr(model, name)).__name__}")
+    if not hasattr(model.prior, "latent_dim"):
+        raise TypeError("prior: expected an attribute `latent_dim`, the "
+                        "length of z, and found none")
+    for part in ("encoder", "decoder"):
+        _check_same(model, "latent_dim", "prior", part)
+    _check_same(model, "event_shape", "encoder", "decoder")
     if not 0 <= model.beta < math.inf:
         raise ValueError(f"beta: expected 0 ≤ beta < ∞, got {model.beta}")
+
+def _check_same(model, name, first, second):
+    wanted, got = (getattr(getattr(model, part), name, None)
+                   for part in (first, second))
+    if None not in (wanted, got) and wanted != got:
+        raise ValueError(f"{second}: expected {name} {wanted} as the {first} "
+                         f"has, got {got}")
 
 # %% ../nbs/20_vae.ipynb #58ea0893
 @patch
@@ -340,15 +348,15 @@ def _turned(u, angle):
     tiny = torch.finfo(u.dtype).eps / 2  # Φ⁻¹ is infinite at 0 and 1
     return torch.special.ndtri(((u + angle) % 1).clamp(tiny, 1 - tiny))
 
-# %% ../nbs/20_vae.ipynb #c3f519f3
+# %% ../nbs/20_vae.ipynb #c89e0255
 def _row_angles(x, n, seed):
     bits = (x.flatten(1).float() + 0.).view(torch.int32).long()  # −0 → 0
     g = generator(seed)
     a, b = (torch.randint(-2**63, 2**63 - 1, (m,), generator=g).to(x.device)
             for m in (bits.shape[1], n))
     h = (bits * a).sum(1, keepdim=True) + b
-    for step, factor in ((30, -0x40a7b892e31b1a47), (27, -0x6b2fb644ecceee15)):
-        h = (h ^ (h >> step)) * factor  # the mixing of SplitMix64
+    h = (h ^ (h >> 30)) * -0x40a7b892e31b1a47  # the mixing of SplitMix64
+    h = (h ^ (h >> 27)) * -0x6b2fb644ecceee15
     return ((h >> 40) & (2**24 - 1)).to(x.dtype) / 2**24
 
 # %% ../nbs/20_vae.ipynb #df714ffc
