@@ -58,6 +58,7 @@ def same(stored: str, fresh: str, tolerance: float) -> bool:
 def run(path: Path, slow: bool) -> tuple[dict, list[str]]:
     """Execute a notebook; return it with fresh outputs, and the differences."""
     os.environ.pop("IN_TEST", None)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # side by side, threads would wait for each other
     os.chdir(path.parent)
     sys.path.insert(0, str(ROOT))
     from execnb.nbio import read_nb

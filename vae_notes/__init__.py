@@ -15,7 +15,10 @@ _MODULES = {
     "kl": ["kl_normal"],
     "elbo": ["Elbo", "LinearGaussian", "log_mean_exp", "ppca"],
     "gradients": ["reparameterize"],
-    "vae": ["VAE", "MLPDecoder", "MLPEncoder", "StandardNormal", "fit"],
+    "files": ["FileFormatError", "load", "save"],
+    "training": ["History", "TrainingDiverged", "cosine", "exponential",
+                 "fit"],
+    "vae": ["VAE", "MLPDecoder", "MLPEncoder", "StandardNormal"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_HOME)

@@ -43,7 +43,7 @@ def _sum_event(log_p, event_dims):
     # A sum over no dimension at all would be one over all of them.
     return log_p.flatten(-event_dims).sum(-1) if event_dims else log_p
 
-# %% ../nbs/01_likelihoods.ipynb #1e3b5d9c
+# %% ../nbs/01_likelihoods.ipynb #b9617aaf
 class GaussianLikelihood(nn.Module):
     """p(x|z) = N(μ, σ²), entries independent given z, (1.5).
 
@@ -58,6 +58,7 @@ class GaussianLikelihood(nn.Module):
     ):
         super().__init__()
         logvar = _start_logvar(sigma, shape)
+        self.learn, self.shape = learn, tuple(logvar.shape)
         if learn: self.logvar = nn.Parameter(logvar)
         else: self.register_buffer("logvar", logvar)
 

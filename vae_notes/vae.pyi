@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
@@ -14,9 +14,8 @@ from .elbo import Elbo, log_mean_exp
 from .gradients import reparameterize
 from .kl import bound_logvar, kl_normal
 from .likelihoods import BernoulliLikelihood, log_normal
-if TYPE_CHECKING:
-    import pandas as pd
-__all__ = ['StandardNormal', 'MLPDecoder', 'MLPEncoder', 'VAE', 'evaluating', 'fit']
+from .training import by_rows, evaluating, seeded
+__all__ = ['StandardNormal', 'MLPDecoder', 'MLPEncoder', 'VAE']
 
 class StandardNormal(nn.Module):
 
@@ -57,7 +56,7 @@ class VAE(nn.Module):
     def _posterior(self, x):
         ...
 
-    def _check(self, x, cond=..., name=...):
+    def check(self, x: Tensor, cond: Tensor | None=...) -> Tensor:
         ...
 
     def decode(self, z: Tensor) -> Distribution:
@@ -72,16 +71,22 @@ class VAE(nn.Module):
     def elbo(self, x: Tensor, cond: Tensor | None=..., n_samples: int=..., generator: torch.Generator | None=..., check: bool=...) -> Elbo:
         ...
 
+    def _log_lik(self, x, mu, logvar, generator):
+        ...
+
     def _prior(self, cond):
         ...
 
-    def objective(self, elbo: Elbo) -> Tensor:
+    def terms(self, x: Tensor, cond: Tensor | None=..., kl_weight: Tensor | float=..., free_bits: float=..., generator: torch.Generator | None=...) -> dict[str, Tensor]:
+        ...
+
+    def _latent_kl(self, mu, logvar, cond):
         ...
 
     def loss(self, x: Tensor, cond: Tensor | None=..., generator: torch.Generator | None=...) -> Tensor:
         ...
 
-    def forward(self, x, cond=..., generator=...):
+    def forward(self, x: Tensor, cond: Tensor | None=..., generator: torch.Generator | None=...) -> Tensor:
         ...
 
     def embed(self, x: Tensor) -> Tensor:
@@ -101,11 +106,4 @@ class VAE(nn.Module):
 
     def score(self, x: Tensor, n_samples: int=..., cond: Tensor | None=..., seed: int=...) -> Tensor:
         ...
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    ...
 _AT_ONCE = 2 ** 12
-
-def fit(model: VAE, x: Tensor, epochs: int=..., batch_size: int=..., lr: float=..., seed: int=..., valid: Tensor | None=...) -> pd.DataFrame:
-    ...

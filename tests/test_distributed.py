@@ -1,0 +1,64 @@
+"""Two processes under torchrun do what one does with twice the batch."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vae_notes.files import read_state
+from vae_notes.training import seeded
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+import two_processes  # noqa: E402
+
+
+def torchrun(folder: Path, what: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(ROOT / "tests/two_processes.py"), str(folder), what]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("train")
+    run = torchrun(folder, "train")
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert sorted(p.name for p in (folder / "run").iterdir()) == ["checkpoint.safetensors", "history.csv"]
+    return [read_state(folder / f"train-{rank}") for rank in range(2)]
+
+
+def close(a: dict, b: dict, tolerance: float) -> None:
+    for name in a["model"]:
+        torch.testing.assert_close(a["model"][name], b["model"][name], rtol=0, atol=tolerance)
+    for one, other in zip(a["rows"], b["rows"], strict=True):
+        for name in one.keys() - {"seconds", "largest", "valid_largest"}:
+            assert abs(one[name] - other[name]) <= tolerance * max(1, abs(one[name])), name
+
+
+def test_both_processes_end_with_the_same(together):
+    close(*together, tolerance=0.)
+
+
+def test_two_processes_equal_one_with_twice_the_batch(together):
+    with seeded(0): model = two_processes.Model()
+    history = two_processes.train(32, 4, model)
+    close(together[0], {"model": model.state_dict(), "rows": history.rows}, tolerance=2e-6)
+
+
+def test_they_resume_to_the_same_bits(together, tmp_path):
+    run = torchrun(tmp_path, "resume")
+    assert run.returncode == 0, run.stderr[-3000:]
+    for rank in range(2): close(read_state(tmp_path / f"resume-{rank}"), together[rank], tolerance=0.)
+
+
+def test_one_failure_ends_both_with_its_message(tmp_path):
+    start = time.monotonic()
+    run = torchrun(tmp_path, "fail")
+    assert run.returncode != 0
+    assert "the disk of this node is full" in run.stderr
+    assert time.monotonic() - start < 60
+    assert not list(tmp_path.glob("fail-*"))
