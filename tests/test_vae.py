@@ -85,7 +85,8 @@ def test_bad_input_is_named(method, x, error, message):
     with pytest.raises(error, match=message): method(model(), x)
 
 
-@pytest.mark.parametrize("x, error, message", bad_inputs.values(), ids=bad_inputs.keys())
+@pytest.mark.parametrize("x, error, message", [v for k, v in bad_inputs.items() if k != "doubles"],
+                         ids=[k for k in bad_inputs if k != "doubles"])  # which `fit` converts
 def test_bad_data_never_reaches_training(x, error, message):
     m = model()
     before = {k: v.clone() for k, v in m.state_dict().items()}

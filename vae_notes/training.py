@@ -67,7 +67,7 @@ def exponential(
         raise ValueError(f"gamma: expected 0 < gamma ≤ 1, got {gamma}")
     return lambda t, total: gamma**math.floor(t)
 
-# %% ../nbs/06_training.ipynb #a6c32cbd
+# %% ../nbs/06_training.ipynb #f2d07137
 def fit(
     model: nn.Module, # has `terms(*batch)` or `loss(*batch)`
     data: Any,        # tensors, arrays, or an iterable of batches
@@ -76,10 +76,10 @@ def fit(
     batch_size: int = 128, # rows a step, ≥ 1; iterables bring their own
     lr: float = 1e-3,      # learning rate, > 0
     valid: Any = None,     # data to watch, not to train on
-    optimizer: Callable[..., torch.optim.Optimizer] | None = None,
-        # None: Adam; a class of torch.optim; or a function of the model
-    schedule: Callable[[float, float], float] | None = None,
-        # (t, T) in epochs → factor on each group's own rate
+    optimizer: Callable[..., Any] | None = None, # a class of torch.optim,
+        # or a function of the model that makes one; None: Adam
+    schedule: Callable[..., float] | None = None, # (t, T) in epochs →
+        # factor on each group's own rate
     clip: float | None = None,   # largest norm of the gradient, > 0
     kl_warmup: float = 0.,       # epochs in which the KL's weight rises
     free_bits: float = 0.,       # nats a latent may hold at no cost, ≥ 0
@@ -94,9 +94,12 @@ def fit(
     checkpoint_every: float = 60., # seconds between checkpoints, ≥ 0
     progress: bool | None = None,  # a bar; None: where someone looks
     tensorboard: bool = False,   # also write what TensorBoard reads
-) -> History:                    # what was watched, a row an epoch
+) -> "History":                  # what was watched, a row an epoch
     """Train a model in place; return its history.
 
+    `model.loss(*batch)` gives the mean loss an example, or `model.terms`
+    a dictionary of such means with the key "loss". For `kl_warmup` and
+    `free_bits` it must take the keywords `kl_weight` and `free_bits`.
     Ctrl-C ends it after the running step, with a checkpoint if there is a
     folder. With `resume=True` the same call goes on to the same bits. At
     the end the model has its best weights (with `patience`), else their
@@ -107,7 +110,7 @@ def fit(
     `FileExistsError` for a folder with another run in it."""
     return Trainer(**locals()).run()
 
-# %% ../nbs/06_training.ipynb #bd50b8bf
+# %% ../nbs/06_training.ipynb #9f824620
 _RULES = {
     "epochs": (Integral, lambda v: v >= 1, "a whole number ≥ 1"),
     "batch_size": (Integral, lambda v: v >= 1, "a whole number ≥ 1"),
@@ -121,18 +124,23 @@ _RULES = {
     "precision": (str, {"float32", "exact", "bfloat16"}.__contains__,
                   '"float32", "exact" or "bfloat16"'),
 }
+
+# %% ../nbs/06_training.ipynb #12b1ceb0
 _OPTIONAL = {"clip", "patience", "ema"}
 _NEEDS = {"patience": "valid", "resume": "folder", "tensorboard": "folder"}
 
-# %% ../nbs/06_training.ipynb #18edbf2b
+# %% ../nbs/06_training.ipynb #07e8e3fa
+def _check_setting(name, value):
+    kind, fine, wanted = _RULES[name]
+    if value is None and name in _OPTIONAL: return
+    message = f"{name}: expected {wanted}, got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(message)
+    if not fine(value): raise ValueError(message)
+
+# %% ../nbs/06_training.ipynb #cd83944b
 def _check_settings(given):
-    for name, (kind, fine, wanted) in _RULES.items():
-        value = given[name]
-        if value is None and name in _OPTIONAL: continue
-        message = f"{name}: expected {wanted}, got {value!r}"
-        if isinstance(value, bool) or not isinstance(value, kind):
-            raise TypeError(message)
-        if not fine(value): raise ValueError(message)
+    for name in _RULES: _check_setting(name, given[name])
     for name, needed in _NEEDS.items():
         if given[name] and given[needed] is None:
             raise ValueError(f"{name}: needs {needed} as well")
@@ -158,7 +166,7 @@ class Trainer:
         self._prepare_optimizer()
         self._begin()
 
-# %% ../nbs/06_training.ipynb #58c7d6c3
+# %% ../nbs/06_training.ipynb #1dd423ad
 def _random_state(device):
     state = {"python": random.getstate(), "numpy": np.random.get_state(),
              "torch": torch.get_rng_state()}
@@ -167,7 +175,7 @@ def _random_state(device):
     if device.type == "mps": state["mps"] = torch.mps.get_rng_state()
     return state
 
-# %% ../nbs/06_training.ipynb #00e2d17f
+# %% ../nbs/06_training.ipynb #a18e0785
 def _set_random_state(state, device):
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
@@ -175,7 +183,7 @@ def _set_random_state(state, device):
     if "cuda" in state: torch.cuda.set_rng_state(state["cuda"], device)
     if "mps" in state: torch.mps.set_rng_state(state["mps"])
 
-# %% ../nbs/06_training.ipynb #da9e0f9e
+# %% ../nbs/06_training.ipynb #55fb390d
 def _seed_all(seed):
     random.seed(seed)
     np.random.seed(seed % 2**32)  # it takes no more
@@ -195,12 +203,12 @@ def seeded(
     try: yield
     finally: _set_random_state(before, device)
 
-# %% ../nbs/06_training.ipynb #86d6d835
+# %% ../nbs/06_training.ipynb #7ffdc360
+_ORDER, _NOISE, _VALID = range(3)  # kinds of streams
+
 def _derive(seed, *key):
     mixed = np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)
     return int(mixed[0] >> np.uint64(1))
-
-_ORDER, _NOISE, _VALID = range(3)
 
 # %% ../nbs/06_training.ipynb #9395be21
 class History:
@@ -217,23 +225,25 @@ class History:
             raise KeyError(f"{key}: expected one of {[*self.rows[0]]}")
         return np.array([row[key] for row in self.rows])
 
-# %% ../nbs/06_training.ipynb #92e698a6
+# %% ../nbs/06_training.ipynb #e699121a
 @patch(as_prop=True)
-def frame(self: History) -> pd.DataFrame: # a row an epoch, from 1
+def frame(self: History) -> "pd.DataFrame": # a row an epoch, from 1
     """The history as a table."""
     import pandas as pd
     if not self.rows: return pd.DataFrame()
     return pd.DataFrame(self.rows).set_index("epoch")
 
-# %% ../nbs/06_training.ipynb #cee81318
+# %% ../nbs/06_training.ipynb #fac3ed79
 @patch
 def __repr__(self: History):
     return f"{self.frame}" if self.rows else "History of no epoch yet"
+
+# %% ../nbs/06_training.ipynb #a319e8dd
 @patch
 def _repr_html_(self: History):
     return self.frame._repr_html_() if self.rows else None
 
-# %% ../nbs/06_training.ipynb #5deb59fd
+# %% ../nbs/06_training.ipynb #52e6b880
 @patch
 def plot(
     self: History,
@@ -243,19 +253,27 @@ def plot(
 
     Raises `ValueError` where there is nothing to plot yet."""
     if not self.rows: raise ValueError("the history has no epoch to plot")
-    about = {"epoch", "kl_weight", "lr", "grad_norm", "seconds"}
-    names = names or [name for name in self.rows[0] if name not in about
-                      and not name.startswith("valid_")]
-    fig, axes = figure(1, len(names), max(5.6, 2.8 * len(names)), 2.6,
+    names = names or self._terms()
+    fig, axes = figure(1, len(names), max(5.6, 2.4 * len(names)), 2.4,
                        squeeze=False)
-    for ax, name in zip(axes[0], names):
-        ax.plot(self["epoch"], self[name], label="training")
-        if f"valid_{name}" in self.rows[0]:
-            ax.plot(self["epoch"], self[f"valid_{name}"], "--",
-                    label="validation")
-            ax.legend()
-        ax.set(xlabel="epoch", ylabel=name)
+    for ax, name in zip(axes[0], names): self._panel(ax, name)
+    if len(axes[0][0].lines) > 1: axes[0][0].legend()
     return fig, axes[0]
+
+# %% ../nbs/06_training.ipynb #10137465
+@patch
+def _terms(self: History):
+    about = {"epoch", "kl_weight", "lr", "grad_norm", "seconds"}
+    return [name for name in self.rows[0]
+            if name not in about and not name.startswith("valid_")]
+
+# %% ../nbs/06_training.ipynb #c6d2ea59
+@patch
+def _panel(self: History, ax, name):
+    ax.plot(self["epoch"], self[name], label="training")
+    ax.set(xlabel="epoch", ylabel=name)
+    if f"valid_{name}" not in self.rows[0]: return
+    ax.plot(self["epoch"], self[f"valid_{name}"], "--", label="validation")
 
 # %% ../nbs/06_training.ipynb #9b06ea2a
 @patch
@@ -266,7 +284,7 @@ def _write(self: History, path):
     table.writerows(self.rows)
     write_atomic(path, text.getvalue().encode())
 
-# %% ../nbs/06_training.ipynb #53c25639
+# %% ../nbs/06_training.ipynb #cddc2e1e
 class _Rows:
     """Tensors in memory or arrays on disk, given out in batches of rows."""
     def __init__(self, parts, name, batch_size, device, dtype):
@@ -282,13 +300,13 @@ class _Rows:
         self.n_batches = -(-self.n_rows // batch_size)
         self.buffers = [self._buffer(p) for p in self.parts]
 
-# %% ../nbs/06_training.ipynb #773c0455
+# %% ../nbs/06_training.ipynb #2216e7e5
 @patch
 def _ready(self: _Rows, part, name):
     part = _as_tensor(part, name)
-    if not len(part.shape) or part.shape[0] == 0:
-        raise ValueError(f"{name}: expected at least one row, "
-                         f"got shape {tuple(part.shape)}")
+    shape = tuple(part.shape)
+    if not shape or shape[0] == 0:
+        raise ValueError(f"{name}: expected at least one row, got {shape}")
     if not isinstance(part, Tensor): return part  # stays on disk
     if part.is_floating_point(): check_tensor(part, name)
     return _send(part.detach(), self.device, self.dtype)
@@ -320,33 +338,31 @@ def _buffer(self: _Rows, part):
     native = np.dtype(part.dtype).newbyteorder("=")
     return torch.from_numpy(np.empty(0, native)).new_empty(shape)
 
-# %% ../nbs/06_training.ipynb #436be6c5
+# %% ../nbs/06_training.ipynb #a34b871c
 @patch
 def take(self: _Rows, index):
     """The rows at `index`, in this order, on the device."""
     out = []
     for part, buffer, name in zip(self.parts, self.buffers, self.names):
-        buffer = buffer[:len(index)]
+        if len(index) < len(buffer): buffer = buffer[:len(index)]
         if isinstance(part, Tensor):
             out.append(torch.index_select(part, 0, index, out=buffer))
         else: out.append(self._read(part, buffer, index.cpu().numpy(), name))
     return tuple(out)
 
-# %% ../nbs/06_training.ipynb #feadb51e
+# %% ../nbs/06_training.ipynb #ae7a00e5
 @patch
 def _read(self: _Rows, part, buffer, index, name):
     place = np.argsort(index)
     buffer.numpy()[place] = part[index[place]]
     if buffer.is_floating_point() and not buffer.sum().isfinite():
-        bad = ~buffer.flatten(1).isfinite() if buffer.dim() > 1 else (
-            ~buffer.isfinite()[:, None])
+        bad = ~buffer.reshape(len(index), -1).isfinite().all(1)
         if bad.any():
-            row = index[int(bad.any(1).nonzero()[0])]
             raise ValueError(f"{name}: expected finite numbers, got NaN or "
-                             f"infinity in row {row}")
+                             f"infinity in row {index[bad.numpy()][0]}")
     return _send(buffer, self.device, self.dtype)
 
-# %% ../nbs/06_training.ipynb #478f2629
+# %% ../nbs/06_training.ipynb #7c3e4171
 @patch
 def batches(self: _Rows, seed=None, start=0, rank=0, world=1):
     """(batch, rows that count, rows of all processes) from `start` on."""
@@ -360,7 +376,7 @@ def batches(self: _Rows, seed=None, start=0, rank=0, world=1):
         j = i + rank * size if mine else i
         yield self.take(order[j:j + (mine or size)]), mine, total
 
-# %% ../nbs/06_training.ipynb #b81401e7
+# %% ../nbs/06_training.ipynb #94856d29
 class _Stream:
     """An iterable of batches, gone through anew in each epoch."""
     def __init__(self, source, name, device, dtype):
@@ -369,7 +385,7 @@ class _Stream:
         try: self.n_batches = len(source)
         except TypeError: self.n_batches = None  # known after one epoch
 
-# %% ../nbs/06_training.ipynb #1b6b1bba
+# %% ../nbs/06_training.ipynb #54d0a953
 @patch
 def _draw(self: _Stream, seed):
     if isinstance(self.source, list): yield from self.source; return
@@ -386,7 +402,7 @@ def _draw(self: _Stream, seed):
         outside = _random_state(self.device)
         _set_random_state(inside, self.device)
 
-# %% ../nbs/06_training.ipynb #3bee922c
+# %% ../nbs/06_training.ipynb #ce425b24
 @patch
 def batches(self: _Stream, seed=None, start=0, rank=0, world=1):
     """As those of `_Rows`; processes take turns with the batches."""
@@ -400,7 +416,7 @@ def batches(self: _Stream, seed=None, start=0, rank=0, world=1):
     if n == 0: raise ValueError(f"{self.name}: gave no batch")
     self.n_batches = n
 
-# %% ../nbs/06_training.ipynb #15471327
+# %% ../nbs/06_training.ipynb #10603286
 @patch
 def _share(self: _Stream, group, rank, before):
     sizes = [len(b[0] if isinstance(b, (tuple, list)) else b) for b in group]
@@ -408,7 +424,7 @@ def _share(self: _Stream, group, rank, before):
     mine = self._ready(group[i], f"{self.name}, batch {before + i + 1}")
     return mine, sizes[i] if i == rank else 0, sum(sizes)
 
-# %% ../nbs/06_training.ipynb #5a9f9f19
+# %% ../nbs/06_training.ipynb #c3bcd393
 @patch
 def _ready(self: _Stream, batch, name):
     parts = batch if isinstance(batch, (tuple, list)) else (batch,)
@@ -420,34 +436,46 @@ def _ready(self: _Stream, batch, name):
         if p.is_floating_point(): check_tensor(p, name)
     return tuple(_send(p, self.device, self.dtype) for p in parts)
 
-# %% ../nbs/06_training.ipynb #d81976ed
+# %% ../nbs/06_training.ipynb #18aeb6df
 def _open(data, name, batch_size, device, dtype):
-    if hasattr(data, "shape") and not hasattr(data, "columns"): data = (data,)
+    if hasattr(data, "shape") and hasattr(data, "dtype"): data = (data,)
     if isinstance(data, tuple) and data:
         return _Rows(data, name, batch_size, device, dtype)
     if isinstance(data, Iterator):
         raise TypeError(f"{name}: an iterator is empty after one epoch; "
                         f"pass what can be iterated anew, such as a list")
-    sets = torch.utils.data
-    single = isinstance(data, sets.Dataset) and not isinstance(
-        data, sets.IterableDataset)
-    if single or isinstance(data, (str, Mapping)) or (
-            not isinstance(data, Iterable)):
-        raise TypeError(f"{name}: expected tensors, arrays or an iterable "
-                        f"of batches (a Dataset needs a DataLoader around "
-                        f"it), got {type(data).__name__}")
-    return _Stream(data, name, device, dtype)
+    if isinstance(data, Iterable) and not _misleading(data):
+        return _Stream(data, name, device, dtype)
+    raise TypeError(f"{name}: expected tensors, arrays or an iterable of "
+                    f"batches, got {type(data).__name__} (a table has "
+                    f".to_numpy(), a Dataset needs a DataLoader around it)")
 
-# %% ../nbs/06_training.ipynb #c3bd0ed1
+# %% ../nbs/06_training.ipynb #8b542ce2
+def _misleading(data):
+    """Whether to iterate over this would give something else than batches."""
+    sets = torch.utils.data
+    rows = isinstance(data, sets.Dataset) and not isinstance(
+        data, sets.IterableDataset)
+    return rows or hasattr(data, "to_numpy") or isinstance(
+        data, (str, bytes, tuple, Mapping))
+
+# %% ../nbs/06_training.ipynb #1d4cdf98
 @patch
 def _prepare_data(self: Trainer):
-    dtype = next((p.dtype for p in self.params.values()), torch.float32)
+    dtype = self.weights[0].dtype
     about = self.batch_size, self.device, dtype
     self.data = _open(self.data, "data", *about)
     if self.valid is not None:
         self.valid = _open(self.valid, "valid", *about)
+    for source in (self.data, self.valid): _ask_the_model(self.model, source)
 
-# %% ../nbs/06_training.ipynb #d34c6b92
+# %% ../nbs/06_training.ipynb #5679a4b7
+def _ask_the_model(model, source):
+    check, parts = getattr(model, "check", None), getattr(source, "parts", ())
+    if check and parts and all(isinstance(p, Tensor) for p in parts):
+        check(*parts)
+
+# %% ../nbs/06_training.ipynb #11e30a5b
 class _Objective(nn.Module):
     """A model's terms as a forward pass."""
     def __init__(self, model):
@@ -474,7 +502,7 @@ def _check_model(model, keywords):
         if keyword not in takes:
             raise TypeError(f"{setting}: {kind}.{name} takes no {keyword}")
 
-# %% ../nbs/06_training.ipynb #2805e213
+# %% ../nbs/06_training.ipynb #366cdbfc
 def _join():
     """The number of this process and how many there are, under torchrun."""
     if not dist.is_available(): return 0, 1
@@ -486,16 +514,17 @@ def _join():
     if not dist.is_initialized(): return 0, 1
     return dist.get_rank(), dist.get_world_size()
 
-# %% ../nbs/06_training.ipynb #08e90715
+# %% ../nbs/06_training.ipynb #90c295cb
 def _own_device(world):
     if world == 1: return pick_device()
     if not torch.cuda.is_available(): return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
+# %% ../nbs/06_training.ipynb #33c6ad3f
 def _in_parallel(model):
     return nn.parallel.DistributedDataParallel(_Objective(model))
 
-# %% ../nbs/06_training.ipynb #a90ea638
+# %% ../nbs/06_training.ipynb #c264f05a
 @patch
 def _prepare_model(self: Trainer):
     keywords = {"kl_warmup": "kl_weight", "free_bits": "free_bits"}
@@ -507,51 +536,60 @@ def _prepare_model(self: Trainer):
     self.params = {name: p for name, p in self.model.named_parameters()
                    if p.requires_grad}
     if not self.params: raise ValueError("model: has nothing to train")
+    self.weights = list(self.params.values())
+    self._prepare_keywords()
+
+# %% ../nbs/06_training.ipynb #b6f92021
+@patch
+def _prepare_keywords(self: Trainer):
     self.keywords = {}
     if self.kl_warmup:
         self.keywords["kl_weight"] = torch.ones((), device=self.device)
     if self.free_bits: self.keywords["free_bits"] = self.free_bits
 
-# %% ../nbs/06_training.ipynb #efc6424a
+# %% ../nbs/06_training.ipynb #f1b1d7c6
 @patch
 def _prepare_optimizer(self: Trainer):
     make, lr = self.optimizer, self.lr
-    weights = list(self.params.values())
     if make is None:
-        made = torch.optim.Adam(weights, lr, fused=_can_fuse(self.device))
-    elif isinstance(make, type): made = make(weights, lr=lr)
+        fused = self.device.type in ("cpu", "cuda")
+        made = torch.optim.Adam(self.weights, lr, fused=fused)
+    elif isinstance(make, type): made = make(self.weights, lr=lr)
     else: made = make(self.model)
-    if not isinstance(made, torch.optim.Optimizer):
-        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, "
-                        f"got {type(made).__name__}")
-    known, ours = set(map(id, weights)), [
-        id(p) for g in made.param_groups for p in g["params"]]
-    if not known.issuperset(ours):
-        raise ValueError("optimizer: holds parameters that are not the "
-                         "model's, or are frozen")
+    _check_optimizer(made, self.weights)
     self.optimizer = made
     self.rates = [g["lr"] for g in made.param_groups]
 
-# %% ../nbs/06_training.ipynb #46fc5864
-def _can_fuse(device): return device.type in ("cpu", "cuda")
+# %% ../nbs/06_training.ipynb #a27ac670
+def _check_optimizer(made, weights):
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, "
+                        f"got {type(made).__name__}")
+    known = set(map(id, weights))
+    ours = [p for group in made.param_groups for p in group["params"]]
+    if any(id(p) not in known for p in ours):
+        raise ValueError("optimizer: holds parameters that are not the "
+                         "model's, or are frozen")
 
-# %% ../nbs/06_training.ipynb #04a5ecb0
+# %% ../nbs/06_training.ipynb #4a3cb09c
 @patch
 def _begin(self: Trainer):
     self.history, self.best, self.names = History(), None, None
     self.epoch, self.done, self.count = 1, 0, 0  # done: steps of the epoch
     self.log, self.seen, self.seconds = [], [], 0.
-    self.fresh, self.interrupted = True, False
+    self.reached, self.interrupted = None, False
     self.started = time.perf_counter()
     self.buffers = [(b, b.clone()) for b in self.model.buffers()]
     self.settings = None  # as text, when first asked for
+    self.bar = tqdm(disable=True)
     if self.ema: self._start_average()
     self._wrap()
     self._defer(self.device.type == "cuda")
 
-# %% ../nbs/06_training.ipynb #2fb3594f
+# %% ../nbs/06_training.ipynb #6b4fb6d5
 @patch
 def _wrap(self: Trainer):
+    self.paced = bool(self.schedule or self.kl_warmup)
     self.objective = self.plain = _Objective(self.model).forward
     if self.world > 1: self.objective = _in_parallel(self.model)
     if self.compile: self.objective = torch.compile(self.objective)
@@ -573,18 +611,27 @@ def step(
     self._update(norm)
     return [terms[name] for name in self.names], norm
 
-# %% ../nbs/06_training.ipynb #c0eef1b0
+# %% ../nbs/06_training.ipynb #0e4a45a4
 @patch
 def _differentiate(self: Trainer, batch, share):
     for buffer, kept in self.buffers: kept.copy_(buffer)
-    with self.autocast():
-        terms = self.objective(*batch, **self.keywords)
-    if self.fresh: self._check_terms(terms)
+    try:
+        with self.autocast():
+            terms = self.objective(*batch, **self.keywords)
+    except Exception as error:
+        error.add_note(self._place_of(batch))
+        raise
+    if self.reached is None: self._check_terms(terms)
     loss = terms["loss"]
     (loss if share == 1 else share * loss).backward()
-    if self.fresh: self._check_reached()
-    self.fresh = False
+    if self.reached is None: self._check_reached()
     return {name: term.detach() for name, term in terms.items()}
+
+# %% ../nbs/06_training.ipynb #b2d39ca6
+@patch
+def _place_of(self: Trainer, batch):
+    shapes = ", ".join(f"{tuple(b.shape)} {b.dtype}" for b in batch)
+    return f"In epoch {self.epoch}, batch {self.done + 1}, of {shapes}"
 
 # %% ../nbs/06_training.ipynb #b221d5d1
 @patch
@@ -601,10 +648,12 @@ def _check_terms(self: Trainer, terms):
         raise ValueError("loss: depends on no parameter of the model")
     self.names = list(terms)
 
-# %% ../nbs/06_training.ipynb #4e6b930d
+# %% ../nbs/06_training.ipynb #cc0393ed
 @patch
 def _check_reached(self: Trainer):
-    missed = [name for name, p in self.params.items() if p.grad is None]
+    self.reached = [name for name, p in self.params.items()
+                    if p.grad is not None]
+    missed = [name for name in self.params if name not in self.reached]
     if missed and self.world == 1:
         warnings.warn(f"no gradient reaches {_some(missed)}; is a part "
                       f"unused, or cut off by detach() or .data?",
@@ -615,18 +664,21 @@ def _some(names):
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
-# %% ../nbs/06_training.ipynb #715cc947
+# %% ../nbs/06_training.ipynb #240e4b9f
 @patch
 def _guard(self: Trainer, loss):
-    found = [(n, p.grad) for n, p in self.params.items() if p.grad is not None]
-    names, grads = zip(*found)
-    norms = torch._foreach_norm(grads)
+    norms = torch._foreach_norm(self._gradients())
     norm = torch.linalg.vector_norm(torch.stack(norms))
-    if self.deferred: self._flag(loss + norm, names, norms)
+    if self.deferred: self._flag(loss + norm, norms)
     elif not math.isfinite(loss.item() + norm.item()):
         for buffer, kept in self.buffers: buffer.copy_(kept)
-        raise self._diverged(self.done + 1, loss.item(), names, norms)
+        raise self._diverged(self.done + 1, loss.item(), norms)
     return norm
+
+# %% ../nbs/06_training.ipynb #0cb6d683
+@patch
+def _gradients(self: Trainer):
+    return [p.grad for p in self.weights if p.grad is not None]
 
 # %% ../nbs/06_training.ipynb #28cf9373
 @patch
@@ -637,14 +689,14 @@ def _defer(self: Trainer, wanted):
         self.optimizer.grad_scale = None
         self.optimizer.found_inf = torch.zeros((), device=self.device)
 
-# %% ../nbs/06_training.ipynb #ad4eb649
+# %% ../nbs/06_training.ipynb #4b7d6f3c
 @patch
-def _flag(self: Trainer, number, names, norms):
+def _flag(self: Trainer, number, norms):
     bad = self.optimizer.found_inf
     bad.copy_(torch.maximum(bad, (~number.isfinite()).to(bad)))
     for buffer, kept in self.buffers:
         buffer.copy_(torch.where(bad > 0, kept, buffer))
-    self.suspects.append((names, norms))
+    self.suspects.append(norms)
 
 # %% ../nbs/06_training.ipynb #9b8829f5
 class TrainingDiverged(FloatingPointError):
@@ -654,60 +706,68 @@ class TrainingDiverged(FloatingPointError):
     batch: int = 0
     parameters: Sequence[str] = ()
 
-# %% ../nbs/06_training.ipynb #4c8e20df
+# %% ../nbs/06_training.ipynb #71cbfc42
 @patch
-def _diverged(self: Trainer, batch, loss, names, norms):
-    bad = [n for n, norm in zip(names, norms) if not norm.isfinite()]
-    advice = [f"a lower lr (now {self.optimizer.param_groups[0]['lr']:g})"]
-    if not self.clip: advice.append("clip=1.0")
-    if self.precision == "bfloat16": advice.append('precision="float32"')
-    advice.append("bounds on what goes into exp, log and division")
+def _diverged(self: Trainer, batch, loss, norms):
+    bad = [n for n, norm in zip(self.reached, norms) if not norm.isfinite()]
     where = f"not finite in {_some(bad)}" if bad else "still finite"
     error = TrainingDiverged(
         f"epoch {self.epoch}, batch {batch}: the loss is {loss:g} and the "
-        f"gradient {where}; this step was not taken. Try "
-        f"{', '.join(advice)}")
+        f"gradient {where}; this step was not taken. Try {self._advice()}")
     error.epoch, error.batch, error.parameters = self.epoch, batch, bad
     return error
 
-# %% ../nbs/06_training.ipynb #14d49549
+# %% ../nbs/06_training.ipynb #60e60e8e
+@patch
+def _advice(self: Trainer):
+    rate = self.optimizer.param_groups[0]["lr"]
+    advice = [f"a lower lr (now {rate:g})"]
+    if not self.clip: advice.append("clip=1.0")
+    if self.precision == "bfloat16": advice.append('precision="float32"')
+    return ", ".join([*advice, "bounds on what goes into exp, log, division"])
+
+# %% ../nbs/06_training.ipynb #dbe02655
 @patch
 def _update(self: Trainer, norm):
     if self.clip:
-        grads = [p.grad for p in self.params.values() if p.grad is not None]
         factor = self.clip / norm.clamp(min=self.clip)  # (6.6)
-        torch._foreach_mul_(grads, factor)
+        torch._foreach_mul_(self._gradients(), factor)
     self.optimizer.step()
-    for p in self.params.values(): p.grad = None
+    for p in self.weights: p.grad = None
     self.count += 1
     if self.ema: self._add_to_average()
 
-# %% ../nbs/06_training.ipynb #562959a5
+# %% ../nbs/06_training.ipynb #614be26c
 @patch
 def _pace(self: Trainer, t):
-    if self.kl_warmup:
-        self.keywords["kl_weight"].fill_(min(1., t / self.kl_warmup))
+    if self.kl_warmup: self._set_kl_weight(t)
     if self.schedule is None: return
-    factor = float(self.schedule(t, self.epochs))
-    if not 0 <= factor < math.inf:
-        raise ValueError(f"schedule: expected a factor ≥ 0, got {factor} "
-                         f"at epoch {t:g} of {self.epochs}")
+    factor = self._factor(t)
     for group, rate in zip(self.optimizer.param_groups, self.rates):
         group["lr"] = rate * factor
 
-# %% ../nbs/06_training.ipynb #8b92af6d
+# %% ../nbs/06_training.ipynb #696449cc
+@patch
+def _factor(self: Trainer, t):
+    factor = float(self.schedule(t, self.epochs))
+    if 0 <= factor < math.inf: return factor
+    raise ValueError(f"schedule: expected a factor ≥ 0, got {factor} at "
+                     f"epoch {t:g} of {self.epochs}")
+
+# %% ../nbs/06_training.ipynb #1940428a
 @patch(as_prop=True)
 def n_steps(self: Trainer) -> int | None: # None: not known yet
     """Steps in an epoch, of all processes together."""
     n = self.data.n_batches
     return None if n is None else -(-n // self.world)
 
+# %% ../nbs/06_training.ipynb #e8ea6fe9
 @patch
 def _time(self: Trainer):
     if self.n_steps is None: return self.epoch - .5
     return self.epoch - 1 + min((self.done + .5) / self.n_steps, 1.)
 
-# %% ../nbs/06_training.ipynb #ae1b9627
+# %% ../nbs/06_training.ipynb #7302a530
 @patch
 def _look(self: Trainer):
     """Move what the last steps left behind into the epoch's log."""
@@ -717,10 +777,11 @@ def _look(self: Trainer):
     table = torch.stack(flat).cpu().double().view(len(rows), -1)
     self.seen = []
     if self.deferred: self._find_suspect(table)
+    if not self.bar.disable: self._show(self.names, table.mean(0).tolist())
     rows = torch.tensor(rows, dtype=table.dtype)[:, None]
     self.log.append(torch.cat([rows, table], 1))
 
-# %% ../nbs/06_training.ipynb #ab6c3912
+# %% ../nbs/06_training.ipynb #3f6714c9
 @patch
 def _find_suspect(self: Trainer, table):
     loss = table[:, self.names.index("loss")]
@@ -729,9 +790,9 @@ def _find_suspect(self: Trainer, table):
     if len(bad):
         i = int(bad[0])
         raise self._diverged(self.done - len(table) + i + 1, loss[i].item(),
-                             *suspects[i])
+                             suspects[i])
 
-# %% ../nbs/06_training.ipynb #2fad6984
+# %% ../nbs/06_training.ipynb #17517824
 def _weighted_mean(log, device, world):
     """Means of the columns of a log, weighted by its first."""
     log = torch.cat(log)
@@ -742,17 +803,12 @@ def _weighted_mean(log, device, world):
         dist.all_reduce(sums)
     return (sums[1:] / sums[0]).tolist()
 
-# %% ../nbs/06_training.ipynb #365692a7
+# %% ../nbs/06_training.ipynb #deb93127
 @patch
 def _train_epoch(self: Trainer):
     """The steps of an epoch that have not been done yet."""
-    if self.done == 0:
-        _seed_all(_derive(self.seed, _NOISE, self.epoch, self.rank))
-    self.started = time.perf_counter() - self.seconds
-    order = _derive(self.seed, _ORDER, self.epoch)
-    for batch, rows, total in self.data.batches(order, self.done, self.rank,
-                                                self.world):
-        self._pace(self._time())
+    for batch, rows, total in self._start_epoch():
+        if self.paced: self._pace(self._time())
         terms, norm = self.step(batch, rows * self.world / total)
         self.seen.append((rows, terms, norm))
         self.done += 1
@@ -760,6 +816,15 @@ def _train_epoch(self: Trainer):
         self._between_steps()
         if self.interrupted: return
     self._look()
+
+# %% ../nbs/06_training.ipynb #5e757222
+@patch
+def _start_epoch(self: Trainer):
+    if self.done == 0:
+        _seed_all(_derive(self.seed, _NOISE, self.epoch, self.rank))
+    self.started = time.perf_counter() - self.seconds
+    order = _derive(self.seed, _ORDER, self.epoch)
+    return self.data.batches(order, self.done, self.rank, self.world)
 
 # %% ../nbs/06_training.ipynb #092349af
 @contextmanager
@@ -769,32 +834,36 @@ def _modes_kept(model):
     finally:
         for module, mode in modes: module.training = mode
 
-# %% ../nbs/06_training.ipynb #0de16ab2
+# %% ../nbs/06_training.ipynb #9492a317
 @contextmanager
 def evaluating(
-    model: nn.Module,
-) -> Iterator[nn.Module]: # the model, with dropout and its like off
+    model: nn.Module,     # any, with whatever layers
+) -> Iterator[nn.Module]: # the same, with dropout and its like off
     """Eval mode without gradients; afterwards each layer is as it was."""
     with _modes_kept(model), torch.no_grad():
         yield model.eval()
 
-# %% ../nbs/06_training.ipynb #7a9a7acc
+# %% ../nbs/06_training.ipynb #387a53c0
 @patch
 def validate(
     self: Trainer,
 ) -> dict[str, float]: # the terms' means over `valid`
     """How the model does on `valid`, with the KL's weight as in training."""
+    if self.valid is None: raise ValueError("valid: was not given")
     log, seed = [], _derive(self.seed, _VALID, self.rank)
     with (evaluating(self.model), self._averaged(),
           seeded(seed, self.device), self.autocast()):
         for batch, rows, _ in self.valid.batches(None, 0, self.rank,
                                                  self.world):
             terms = self.plain(*batch, **self.keywords)
-            values = torch.stack([*terms.values()])
-            count = torch.tensor([rows], dtype=torch.float64)
-            log.append(torch.cat([count, values.cpu().double()])[None])
+            log.append(_log_line(rows, terms.values()))
     means = _weighted_mean(log, self.device, self.world)
     return {f"valid_{n}": m for n, m in zip(terms, means)}
+
+# %% ../nbs/06_training.ipynb #4f57ed99
+def _log_line(rows, values):
+    values = torch.stack([*values]).cpu().double()
+    return torch.cat([values.new_tensor([rows]), values])[None]
 
 # %% ../nbs/06_training.ipynb #e5f48b46
 @patch
@@ -802,14 +871,14 @@ def _add_to_average(self: Trainer):
     share = (1 - self.ema) / (1 - self.ema**self.count)  # (6.7)
     torch._foreach_lerp_(self.average, self.live, share)
 
-# %% ../nbs/06_training.ipynb #8f1af29a
+# %% ../nbs/06_training.ipynb #ac5e5869
 @patch
 def _start_average(self: Trainer):
     state = self.model.state_dict().values()  # they share its memory
     self.live = [t for t in state if t.is_floating_point()]
     self.average = [t.clone() for t in self.live]
 
-# %% ../nbs/06_training.ipynb #997d8c2d
+# %% ../nbs/06_training.ipynb #7e78f8c1
 @patch
 @contextmanager
 def _averaged(self: Trainer):
@@ -820,34 +889,34 @@ def _averaged(self: Trainer):
     try: yield
     finally: _copy(self.live, own)
 
+# %% ../nbs/06_training.ipynb #73fa7cb2
 def _copy(to, values):
     for t, value in zip(to, values): t.copy_(value)
 
-# %% ../nbs/06_training.ipynb #c96246a8
+# %% ../nbs/06_training.ipynb #e9dd9195
 @patch
 def _compare(self: Trainer, loss):
     if self.epoch < self.kl_warmup: return
-    if self.best is None or loss < self.best["loss"]:
-        with self._averaged():
-            weights = {k: v.detach().clone() for k, v in
-                       self.model.state_dict().items()}
-        self.best = {"epoch": self.epoch, "loss": loss, "weights": weights}
+    if self.best is not None and not loss < self.best["loss"]: return
+    with self._averaged():
+        weights = {name: value.clone() for name, value in
+                   self.model.state_dict().items()}
+    self.best = {"epoch": self.epoch, "loss": loss, "weights": weights}
 
+# %% ../nbs/06_training.ipynb #b8230e96
 @patch
 def _more(self: Trainer):
     if self.interrupted or self.epoch > self.epochs: return False
     if not self.patience or self.best is None: return True
     return self.epoch - 1 - self.best["epoch"] < self.patience
 
-# %% ../nbs/06_training.ipynb #85a3efdf
+# %% ../nbs/06_training.ipynb #226d8536
 @patch
 def _end_epoch(self: Trainer):
     """Validate, and add a row to the history."""
     means = _weighted_mean(self.log, self.device, self.world)
     row = {"epoch": self.epoch, **dict(zip(self.names, means))}
-    if self.kl_warmup:
-        row["kl_weight"] = min(1., self.epoch / self.kl_warmup)
-        self.keywords["kl_weight"].fill_(row["kl_weight"])
+    if self.kl_warmup: row["kl_weight"] = self._set_kl_weight(self.epoch)
     if self.world > 1:
         for buffer in self.model.buffers(): dist.broadcast(buffer, 0)
     if self.valid is not None: row |= self.validate()
@@ -858,7 +927,14 @@ def _end_epoch(self: Trainer):
     self.history.rows.append(row)
     self._next_epoch(row)
 
-# %% ../nbs/06_training.ipynb #7136da2d
+# %% ../nbs/06_training.ipynb #2a95cec7
+@patch
+def _set_kl_weight(self: Trainer, t):
+    weight = min(1., t / self.kl_warmup)  # (6.9)
+    self.keywords["kl_weight"].fill_(weight)
+    return weight
+
+# %% ../nbs/06_training.ipynb #6e998396
 @contextmanager
 def _matmul_switch(setting):
     try: before = torch.get_float32_matmul_precision()
@@ -867,7 +943,7 @@ def _matmul_switch(setting):
     try: yield
     finally: torch.set_float32_matmul_precision(before)
 
-# %% ../nbs/06_training.ipynb #b9fac168
+# %% ../nbs/06_training.ipynb #97dd3d65
 @cache
 def fast_matmul_error(
     device: str = "cpu", # kind of device
@@ -875,16 +951,21 @@ def fast_matmul_error(
     """The largest error of one fast float32 product, relative to its
     largest entry; the exact one is computed in float64."""
     g = generator(0)
-    a, b = torch.randn(128, 784, generator=g), torch.randn(784, 512, generator=g)
+    a, b = (torch.randn(n, 512, generator=g) for n in (128, 784))
+    b = b.T.contiguous()
     exact = a.double() @ b.double()
     with _matmul_switch("medium"): fast = (a.to(device) @ b.to(device)).cpu()
     return ((fast - exact).abs().max() / exact.abs().max()).item()
 
-# %% ../nbs/06_training.ipynb #84c699c0
-def _multiplying(precision, device):
-    if precision == "exact": return _matmul_switch("highest")
-    fast = fast_matmul_error(device.type) < 1e-5
-    return _matmul_switch("medium" if fast else "highest")
+# %% ../nbs/06_training.ipynb #e8413044
+@patch
+def _multiplying(self: Trainer):
+    largest = max(p.numel() for p in self.params.values())
+    worth_it = largest * self.batch_size >= 2**22
+    if self.precision == "exact" or not worth_it or (
+            fast_matmul_error(self.device.type) > 1e-5):
+        return _matmul_switch("highest")
+    return _matmul_switch("medium")
 
 # %% ../nbs/06_training.ipynb #2c7ae34d
 @patch
@@ -903,35 +984,44 @@ def state(
         "n_batches": self.data.n_batches, "rows": self.history.rows,
         "seconds": time.perf_counter() - self.started}
 
-# %% ../nbs/06_training.ipynb #176adb21
+# %% ../nbs/06_training.ipynb #e619e112
 _MATTERS = ("batch_size", "lr", "clip", "kl_warmup", "free_bits", "patience",
             "ema", "precision", "compile", "seed")
 
+# %% ../nbs/06_training.ipynb #0749decf
 @patch
 def _settings(self: Trainer):
-    if self.settings is not None: return self.settings
-    groups = [{k: v for k, v in group.items() if k not in ("params", "lr")}
-              for group in self.optimizer.param_groups]
-    made = type(self.optimizer).__name__, self.rates, groups
-    curve = self.schedule and [self.schedule(t, 8.) for t in (0., 1.5, 4, 8)]
-    found = {name: getattr(self, name) for name in _MATTERS} | {
-        "optimizer": made, "schedule": curve, "processes": self.world,
-        "device": self.device.type, "data": _digest(self.data),
-        "valid": _digest(self.valid)}
-    self.settings = {name: repr(value) for name, value in found.items()}
+    if self.settings is None:
+        found = {name: getattr(self, name) for name in _MATTERS} | {
+            "optimizer": _about(self.optimizer, self.rates),
+            "schedule": self.schedule and _curve(self.schedule),
+            "device": self.device.type, "processes": self.world,
+            "data": _digest(self.data), "valid": _digest(self.valid)}
+        self.settings = {name: repr(value) for name, value in found.items()}
     return self.settings
 
-# %% ../nbs/06_training.ipynb #5c43faab
+# %% ../nbs/06_training.ipynb #b58fa01f
+def _about(optimizer, rates):
+    groups = [{k: v for k, v in group.items() if k not in ("params", "lr")}
+              for group in optimizer.param_groups]
+    return type(optimizer).__name__, rates, groups
+
+# %% ../nbs/06_training.ipynb #3d3ad024
+def _curve(schedule): return [schedule(t, 8.) for t in (0., 1.5, 4., 8.)]
+
+# %% ../nbs/06_training.ipynb #f196d4bb
 def _digest(data):
     if not isinstance(data, _Rows): return None if data is None else "stream"
     digest, n = hashlib.sha256(), data.n_rows
     rows = torch.linspace(0, n - 1, min(n, 64), dtype=torch.float64).long()
     for index in rows.split(data.batch_size):
-        for part in data.take(index.to(data.device)):
-            digest.update(f"{part.dtype} {tuple(part.shape[1:])}".encode())
-            raw = part.cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(raw.numpy())
+        for part in data.take(index.to(data.device)): _add(digest, part)
     return f"{n} rows {digest.hexdigest()[:12]}"
+
+# %% ../nbs/06_training.ipynb #fb793ee0
+def _add(digest, part):
+    digest.update(f"{part.dtype} {tuple(part.shape[1:])}".encode())
+    digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 # %% ../nbs/06_training.ipynb #2ea734bb
 @patch
@@ -953,22 +1043,28 @@ def restore(
     self.history.rows[:] = state["rows"]
     _set_random_state(state["random"], self.device)
 
-# %% ../nbs/06_training.ipynb #0b2ef6d2
+# %% ../nbs/06_training.ipynb #fb99102b
 @patch
 def _check_same(self: Trainer, state):
-    then, now = state["settings"], self._settings()
-    changed = [f"{name} was {then.get(name)} and is {now[name]}"
-               for name in now if then.get(name) != now[name]]
-    if state["epoch"] - 1 > self.epochs:
-        changed.append(f"epochs: {state['epoch'] - 1} are done already, more "
-                       f"than {self.epochs}")
-    ours, theirs = ({k: tuple(v.shape) for k, v in s.items()} for s in
-                    (self.model.state_dict(), state["model"]))
-    changed += [f"the model's {k} was {theirs.get(k)} and is {ours.get(k)}"
-                for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)]
+    done = state["epoch"] - 1
+    if done > self.epochs:
+        raise ValueError(f"epochs: expected ≥ {done}, which are done already,"
+                         f" got {self.epochs}")
+    changed = _changes(state["settings"], self._settings())
+    changed += _changes(_shapes(state["model"]),
+                        _shapes(self.model.state_dict()))
     if changed:
         raise ValueError(f"resume: the checkpoint is of another run: "
                          f"{_some(changed)}")
+
+# %% ../nbs/06_training.ipynb #5961b645
+def _changes(then, now):
+    return [f"{name} was {then.get(name)} and is {now.get(name)}"
+            for name in {**then, **now} if then.get(name) != now.get(name)]
+
+# %% ../nbs/06_training.ipynb #2cadda28
+def _shapes(weights):
+    return {f"the model's {k}": tuple(v.shape) for k, v in weights.items()}
 
 # %% ../nbs/06_training.ipynb #404034d2
 @patch
@@ -993,36 +1089,39 @@ def _open_folder(self: Trainer):
     path.parent.mkdir(parents=True, exist_ok=True)
     self.save()
 
-# %% ../nbs/06_training.ipynb #dca956d9
+# %% ../nbs/06_training.ipynb #8d8b507e
 @patch
 def _between_steps(self: Trainer):
     self.bar.update()
     if self.folder is not None and self.world == 1: self._save_if_due()
 
+# %% ../nbs/06_training.ipynb #9821383a
 @patch
 def _save_if_due(self: Trainer):
     if time.monotonic() - self.saved >= self.checkpoint_every: self.save()
 
-# %% ../nbs/06_training.ipynb #bbe34028
+# %% ../nbs/06_training.ipynb #268397cf
 @patch
 def _next_epoch(self: Trainer, row):
+    self._report(row)
     self.epoch, self.done, self.log, self.seconds = self.epoch + 1, 0, [], 0.
     self.started = time.perf_counter()
-    self._report(row)
     if self.folder is None: return
     if self.rank == 0: self.history._write(Path(self.folder) / "history.csv")
     self._save_if_due()
 
+# %% ../nbs/06_training.ipynb #3f13b46b
 @patch
 def _close_folder(self: Trainer):
     if self.folder is not None: self.save()
 
-# %% ../nbs/06_training.ipynb #0919f836
+# %% ../nbs/06_training.ipynb #a519025f
 @patch
 def run(self: Trainer) -> History: # a row an epoch
     """Train until the epochs are done, patience is over or Ctrl-C comes."""
     with self._surroundings():
         self._open_folder()
+        self.bar.update(self.count)
         while self._more():
             self._train_epoch()
             if not self.interrupted: self._end_epoch()
@@ -1030,21 +1129,28 @@ def run(self: Trainer) -> History: # a row an epoch
         self._finish()
     return self.history
 
-# %% ../nbs/06_training.ipynb #1fc5a4fa
+# %% ../nbs/06_training.ipynb #7635b33d
 @patch
 @contextmanager
 def _surroundings(self: Trainer):
     with ExitStack() as stack:
         stack.enter_context(seeded(self.seed, self.device))
-        stack.enter_context(_multiplying(self.precision, self.device))
+        stack.enter_context(self._multiplying())
         stack.enter_context(_modes_kept(self.model))
         stack.enter_context(self._one_ctrl_c())
-        stack.callback(self.optimizer.zero_grad)
+        stack.callback(self._let_go)
         self.bar = stack.enter_context(self._open_bar())
         self.writer = self._open_tensorboard(stack)
         self.model.train()
         self.optimizer.zero_grad()
         yield
+
+# %% ../nbs/06_training.ipynb #6c3e5988
+@patch
+def _let_go(self: Trainer):
+    self.optimizer.zero_grad()
+    for name in ("found_inf", "grad_scale"):
+        vars(self.optimizer).pop(name, None)
 
 # %% ../nbs/06_training.ipynb #de142d6a
 @patch
@@ -1071,14 +1177,13 @@ def _one_ctrl_c(self: Trainer):
     try: yield
     finally: signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/06_training.ipynb #806a66f3
+# %% ../nbs/06_training.ipynb #00b21acf
 @patch
 def _open_bar(self: Trainer):
-    shown = self.progress
-    if shown is None: shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+    seen = sys.stderr.isatty() or "ipykernel" in sys.modules
+    shown = seen if self.progress is None else self.progress
     total = self.n_steps and self.n_steps * self.epochs
-    quiet = .2 if sys.stderr.isatty() or "ipykernel" in sys.modules else 30
-    return tqdm(total=total, unit="batch", mininterval=quiet,
+    return tqdm(total=total, unit="batch", mininterval=.2 if seen else 30,
                 disable=not shown or self.rank > 0)
 
 # %% ../nbs/06_training.ipynb #f551cd36
@@ -1091,13 +1196,19 @@ def _open_tensorboard(self: Trainer, stack):
                           "pip install tensorboard brings") from error
     return stack.enter_context(SummaryWriter(Path(self.folder)))
 
-# %% ../nbs/06_training.ipynb #9c867d30
+# %% ../nbs/06_training.ipynb #95b61c34
+@patch
+def _show(self: Trainer, names, values):
+    """Losses on the bar."""
+    shown = [f"{name} {value:.4g}" for name, value in zip(names, values)
+             if name.removeprefix("valid_") in self.names]
+    self.bar.set_postfix_str(
+        f"epoch {self.epoch}/{self.epochs} {' '.join(shown)}", False)
+
+# %% ../nbs/06_training.ipynb #3f4cbb54
 @patch
 def _report(self: Trainer, row):
-    shown = [f"{k} {row[k]:.4g}" for k in row if k in self.names or
-             k.startswith("valid_")]
-    self.bar.set_postfix_str(
-        f"epoch {row['epoch']}/{self.epochs} " + " ".join(shown), False)
+    self._show(row, row.values())
     if self.writer is None: return
     for name, value in row.items():
         if name != "epoch":
@@ -1126,17 +1237,18 @@ def by_rows(
         out = _collect(out, some, i, min(rows, sizes[0] - i), sizes[0])
     return out
 
-# %% ../nbs/06_training.ipynb #92ae2c49
+# %% ../nbs/06_training.ipynb #07146d69
 def _rows_at_once(data):
     numbers = sum(math.prod(d.shape[1:]) for d in data if d is not None)
     return max(1, min(2**14, 2**22 // max(numbers, 1)))
 
+# %% ../nbs/06_training.ipynb #527ce0b1
 def _slice(part, start, stop):
-    if part is None or isinstance(part, Tensor): return (
-        None if part is None else part[start:stop])
+    if part is None: return None
+    if isinstance(part, Tensor): return part[start:stop]
     return torch.from_numpy(np.array(part[start:stop]))
 
-# %% ../nbs/06_training.ipynb #05401aa2
+# %% ../nbs/06_training.ipynb #0675e872
 def _collect(out, some, start, expected, total):
     if len(some) != expected:
         raise ValueError(f"f: expected {expected} results for as many rows, "

@@ -36,7 +36,7 @@ def cosine(warmup: float=...) -> Callable[[float, float], float]:
 def exponential(gamma: float) -> Callable[[float, float], float]:
     ...
 
-def fit(model: nn.Module, data: Any, *, epochs: int=..., batch_size: int=..., lr: float=..., valid: Any=..., optimizer: Callable[..., torch.optim.Optimizer] | None=..., schedule: Callable[[float, float], float] | None=..., clip: float | None=..., kl_warmup: float=..., free_bits: float=..., patience: int | None=..., ema: float | None=..., precision: str=..., compile: bool=..., device: str | torch.device | None=..., seed: int=..., folder: str | os.PathLike | None=..., resume: bool=..., checkpoint_every: float=..., progress: bool | None=..., tensorboard: bool=...) -> History:
+def fit(model: nn.Module, data: Any, *, epochs: int=..., batch_size: int=..., lr: float=..., valid: Any=..., optimizer: Callable[..., Any] | None=..., schedule: Callable[..., float] | None=..., clip: float | None=..., kl_warmup: float=..., free_bits: float=..., patience: int | None=..., ema: float | None=..., precision: str=..., compile: bool=..., device: str | torch.device | None=..., seed: int=..., folder: str | os.PathLike | None=..., resume: bool=..., checkpoint_every: float=..., progress: bool | None=..., tensorboard: bool=...) -> 'History':
     ...
 _RULES = {'epochs': (Integral, lambda v: v >= 1, 'a whole number ≥ 1'), 'batch_size': (Integral, lambda v: v >= 1, 'a whole number ≥ 1'), 'lr': (Real, lambda v: 0 < v < math.inf, 'a number > 0'), 'clip': (Real, lambda v: 0 < v < math.inf, 'None or a number > 0'), 'kl_warmup': (Real, lambda v: 0 <= v < math.inf, 'epochs ≥ 0'), 'free_bits': (Real, lambda v: 0 <= v < math.inf, 'nats ≥ 0'), 'patience': (Integral, lambda v: v >= 1, 'None or epochs ≥ 1'), 'ema': (Real, lambda v: 0 < v < 1, 'None or a number in (0, 1)'), 'checkpoint_every': (Real, lambda v: v >= 0, 'seconds ≥ 0'), 'precision': (str, {'float32', 'exact', 'bfloat16'}.__contains__, '"float32", "exact" or "bfloat16"')}
 _OPTIONAL = {'clip', 'patience', 'ema'}
@@ -51,6 +51,9 @@ class Trainer:
         ...
 
     def _prepare_model(self):
+        ...
+
+    def _prepare_keywords(self):
         ...
 
     def _prepare_optimizer(self):
@@ -68,6 +71,9 @@ class Trainer:
     def _differentiate(self, batch, share):
         ...
 
+    def _place_of(self, batch):
+        ...
+
     def _check_terms(self, terms):
         ...
 
@@ -77,19 +83,28 @@ class Trainer:
     def _guard(self, loss):
         ...
 
+    def _gradients(self):
+        ...
+
     def _defer(self, wanted):
         ...
 
-    def _flag(self, number, names, norms):
+    def _flag(self, number, norms):
         ...
 
-    def _diverged(self, batch, loss, names, norms):
+    def _diverged(self, batch, loss, norms):
+        ...
+
+    def _advice(self):
         ...
 
     def _update(self, norm):
         ...
 
     def _pace(self, t):
+        ...
+
+    def _factor(self, t):
         ...
 
     @property
@@ -106,6 +121,9 @@ class Trainer:
         ...
 
     def _train_epoch(self):
+        ...
+
+    def _start_epoch(self):
         ...
 
     def validate(self) -> dict[str, float]:
@@ -127,6 +145,12 @@ class Trainer:
         ...
 
     def _end_epoch(self):
+        ...
+
+    def _set_kl_weight(self, t):
+        ...
+
+    def _multiplying(self):
         ...
 
     def state(self) -> dict[str, Any]:
@@ -165,6 +189,9 @@ class Trainer:
     def _surroundings(self):
         ...
 
+    def _let_go(self):
+        ...
+
     def _finish(self):
         ...
 
@@ -175,6 +202,9 @@ class Trainer:
         ...
 
     def _open_tensorboard(self, stack):
+        ...
+
+    def _show(self, names, values):
         ...
 
     def _report(self, row):
@@ -197,7 +227,7 @@ class History:
         ...
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> 'pd.DataFrame':
         ...
 
     def __repr__(self):
@@ -207,6 +237,12 @@ class History:
         ...
 
     def plot(self, *names: str) -> tuple[Any, Any]:
+        ...
+
+    def _terms(self):
+        ...
+
+    def _panel(self, ax, name):
         ...
 
     def _write(self, path):
