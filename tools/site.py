@@ -241,6 +241,8 @@ def rewrite(file: Path, changes: list) -> None:
 
 NO_FOREIGN_LETTERS = [(r"@import url\(https?://[^)]*\);", "")]
 MENDS = [  # of what keeps some readers out of smalldocs' pages
+    # a comma after a formula stays on its line
+    (r'<span class="math inline">\\\([^<]{1,40}\\\)</span>[.,;:!?)\]’”]+', r'<span class="kept">\g<0></span>'),
     # beside its class, a method needs no second mention of it
     (r'(<a [^>]*class="nav-link"[^>]*>)\w+(\.\w+</a>)', r"\1\2"),
     # the title of a part is a title, and not two links that lead nowhere
