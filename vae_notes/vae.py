@@ -316,7 +316,7 @@ def forward(
     """`loss`, for what calls a module: `model(x)`."""
     return self.loss(x, cond, generator)
 
-# %% ../nbs/20_vae.ipynb #b778cafa
+# %% ../nbs/20_vae.ipynb #9289998a
 @patch
 def embed(
     self: VAE,
@@ -325,9 +325,10 @@ def embed(
     """The code of each row: the mean of its approximate posterior."""
     self.check(x)
     with evaluating(self):
-        return by_rows(lambda x: self._posterior(x)[0], x)
+        return by_rows(lambda x: self._posterior(x)[0], x,
+                       progress=True)
 
-# %% ../nbs/20_vae.ipynb #d2b38925
+# %% ../nbs/20_vae.ipynb #b8b0a3ee
 @patch
 def reconstruct(
     self: VAE,
@@ -336,7 +337,7 @@ def reconstruct(
     """The likelihood's mean at each row's code: nothing is drawn."""
     self.check(x)
     def rebuild(x): return self._likelihood(self._posterior(x)[0]).mean
-    with evaluating(self): return by_rows(rebuild, x)
+    with evaluating(self): return by_rows(rebuild, x, progress=True)
 
 # %% ../nbs/20_vae.ipynb #66e3cc98
 @patch
@@ -398,7 +399,7 @@ def _importance_bound(self: VAE, x, cond, uniform, seed):
         log_w.append(log_lik + log_normal(z, *prior).sum(-1) - log_q)
     return log_mean_exp(torch.cat(log_w), 0)
 
-# %% ../nbs/20_vae.ipynb #634ca7ea
+# %% ../nbs/20_vae.ipynb #64f28e86
 @patch
 def log_prob(
     self: VAE,
@@ -416,7 +417,8 @@ def log_prob(
     uniform = torch.rand(shape, generator=generator(seed)).to(x)
     def bound(x, cond): return self._importance_bound(x, cond, uniform, seed)
     rows = max(_AT_ONCE // n_samples, 1)
-    with evaluating(self): return by_rows(bound, x, cond, batch_size=rows)
+    with evaluating(self):
+        return by_rows(bound, x, cond, batch_size=rows, progress=True)
 
 # %% ../nbs/20_vae.ipynb #a1b3130b
 @patch
