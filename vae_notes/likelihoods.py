@@ -21,7 +21,7 @@ __all__ = ['LOG_2PI', 'log_normal', 'GaussianLikelihood', 'log_bernoulli', 'Bern
 # %% ../nbs/01_likelihoods.ipynb #ff1d2e3f
 LOG_2PI = math.log(2 * math.pi)
 
-# %% ../nbs/01_likelihoods.ipynb #0dcdb29c
+# %% ../nbs/01_likelihoods.ipynb #bfa44706
 def log_normal(
     x: Tensor,                   # values, any shape, floating point
     mu: Tensor | float = 0.,     # means, broadcast against `x`
@@ -36,7 +36,7 @@ def log_normal(
                         f" convert with .float()")
     logvar = torch.as_tensor(logvar, dtype=x.dtype, device=x.device)
     z = (x - mu) * (-.5 * logvar).exp()
-    return -.5 * (z**2 + logvar + LOG_2PI)
+    return -.5 * (z**2 + (logvar + LOG_2PI))  # the small sum first
 
 # %% ../nbs/01_likelihoods.ipynb #bd789e6a
 def _sum_event(log_p, event_dims):
@@ -101,7 +101,7 @@ def log_prob(
     _check_fit(x, mu)
     return _sum_event(log_normal(x, mu, logvar), x.dim() - 1)
 
-# %% ../nbs/01_likelihoods.ipynb #56ec5588
+# %% ../nbs/01_likelihoods.ipynb #dc684f77
 def _mean_and_logvar(params, logvar):
     mu = params
     if isinstance(params, (tuple, list)):
@@ -109,11 +109,12 @@ def _mean_and_logvar(params, logvar):
         if logvar.dim() != mu.dim():
             raise ValueError(f"logvar: expected as many dimensions as mu, "
                              f"{tuple(mu.shape)}, got {tuple(logvar.shape)}")
-    try: return mu, logvar.to(mu.dtype).expand_as(mu)
+    try: logvar.expand_as(mu)
     except RuntimeError:
         raise ValueError(f"logvar: expected a shape that broadcasts to mu's, "
                          f"{tuple(mu.shape)}, got {tuple(logvar.shape)}"
                          ) from None
+    return mu, logvar.to(mu.dtype)  # not expanded: one σ, one exponential
 
 # %% ../nbs/01_likelihoods.ipynb #db597151
 def _check_fit(x, params):
@@ -122,7 +123,7 @@ def _check_fit(x, params):
                          f" samples in front or not, got "
                          f"{tuple(params.shape)}")
 
-# %% ../nbs/01_likelihoods.ipynb #d1bf6eb2
+# %% ../nbs/01_likelihoods.ipynb #b34520da
 @patch
 def forward(
     self: GaussianLikelihood,
@@ -131,7 +132,8 @@ def forward(
 ) -> Distribution:       # p(x|z): .mean, .sample(), .log_prob(x)
     """The distribution of x given the decoder's output."""
     mu, logvar = _mean_and_logvar(params, self.logvar)
-    return Independent(Normal(mu, (.5 * logvar).exp(), validate_args=False),
+    sigma = (.5 * logvar).exp().expand_as(mu)
+    return Independent(Normal(mu, sigma, validate_args=False),
                        event_dims, validate_args=False)
 
 # %% ../nbs/01_likelihoods.ipynb #f4a45d4b
