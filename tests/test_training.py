@@ -489,3 +489,46 @@ def test_any_array_that_reads_rows_in_order():
             assert (np.diff(rows) > 0).all()
             return X.numpy()[rows]
     assert equal(run((OnDisk(), Y)), run((X, Y)))
+
+
+class Sampling(Line):
+    """Draws in training and in validation."""
+    def loss(self, x, y): return super().loss(x + torch.randn_like(x), y) + torch.rand(()) * np.random.rand()
+
+
+def test_validation_has_its_own_noise_always_the_same():
+    history = fit(Sampling(), (X, Y), epochs=4, batch_size=8, optimizer=torch.optim.SGD, lr=1e-30, valid=(X, Y))
+    assert len(set(history["valid_loss"])) == 1 and len(set(history["loss"])) == 4
+    other = fit(Sampling(), (X, Y), epochs=1, seed=1, optimizer=torch.optim.SGD, lr=1e-30, valid=(X, Y))
+    assert other["valid_loss"][0] != history["valid_loss"][0]
+
+
+def test_watching_changes_nothing(tmp_path):
+    plain, watched, listed = Sampling(), Sampling(), Sampling()
+    fit(plain, (X, Y), epochs=3, batch_size=8)
+    fit(watched, (X, Y), epochs=3, batch_size=8, valid=(X, Y), folder=tmp_path, checkpoint_every=0, progress=True)
+    assert same(weights(plain), weights(watched))
+    trainer = Trainer(listed, (X, Y), epochs=3, batch_size=8)
+    with seeded(7): trainer.run()
+    assert same(weights(plain), weights(listed))
+
+
+def test_the_seed_decides_order_and_noise():
+    runs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(runs))
+        runs.append(fit(Sampling(), (X, Y), epochs=2, batch_size=8, seed=seed)["loss"].tolist())
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_the_history_as_a_table_of_text(tmp_path):
+    history = fit(Line(), (X, Y), epochs=3, folder=tmp_path, valid=(X, Y))
+    lines = (tmp_path / "history.csv").read_text().splitlines()
+    assert lines[0] == "epoch,loss,valid_loss,lr,grad_norm,seconds"
+    assert [float(line.split(",")[1]) for line in lines[1:]] == history["loss"].tolist()
+
+
+def test_weights_that_are_averaged_are_the_ones_validated():
+    model = Line()
+    history = fit(model, (X, Y), epochs=2, batch_size=8, lr=.1, ema=.9, valid=(X, Y))
+    with evaluating(model): assert model.loss(X, Y).item() == pytest.approx(history["valid_loss"][-1], rel=1e-5)
