@@ -49,16 +49,24 @@ def test_two_processes_equal_one_with_twice_the_batch(together):
     close(together[0], {"model": model.state_dict(), "rows": history.rows}, tolerance=2e-6)
 
 
-def test_they_resume_to_the_same_bits(together, tmp_path):
-    run = torchrun(tmp_path, "resume")
-    assert run.returncode == 0, run.stderr[-3000:]
-    for rank in range(2): close(read_state(tmp_path / f"resume-{rank}"), together[rank], tolerance=0.)
-
-
-def test_one_failure_ends_both_with_its_message(tmp_path):
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("fail")
     start = time.monotonic()
-    run = torchrun(tmp_path, "fail")
+    run = torchrun(folder, "fail")
     assert run.returncode != 0
-    assert "the disk of this node is full" in run.stderr
+    assert "the disk of this node is full" in run.stderr and "In epoch 2, batch 2, of (16, 5)" in run.stderr
     assert time.monotonic() - start < 60
-    assert not list(tmp_path.glob("fail-*"))
+    assert not list(folder.glob("fail-*"))
+    return folder
+
+
+def test_one_failure_ends_both_with_its_message(failed):
+    state = read_state(failed / "run" / "checkpoint.safetensors")
+    assert (state["epoch"], state["done"]) == (2, 0)  # between epochs
+
+
+def test_they_go_on_to_the_same_bits(together, failed):
+    run = torchrun(failed, "resume")
+    assert run.returncode == 0, run.stderr[-3000:]
+    for rank in range(2): close(read_state(failed / f"resume-{rank}"), together[rank], tolerance=0.)

@@ -1,6 +1,7 @@
 """The training loop where it is no lesson: odd input, odd surroundings."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,8 @@ import torch
 from torch import nn
 
 from vae_notes.files import FileFormatError
-from vae_notes.training import (History, Trainer, TrainingDiverged, by_rows, cosine, evaluating, exponential, fit,
-                                seeded)
+from vae_notes.training import (History, Trainer, TrainingDiverged, by_rows, cosine, evaluating, exponential,
+                                fast_matmul_error, fit, seeded)
 
 ROOT = Path(__file__).resolve().parent.parent
 G = torch.Generator().manual_seed(0)
@@ -74,6 +75,17 @@ def test_the_weights_are_those_before_the_bad_step(how, deferred):
     assert error.value.epoch == 4 and error.value.batch == 1
     assert list(error.value.parameters) == (["linear.bias"] if how == "nan gradient" else [])
     assert all(p.grad is None for p in bad.parameters())
+
+
+def test_after_a_bad_step_no_weight_moves_until_someone_looks():
+    results = []
+    for deferred in (False, True):
+        model = Failing(8, "inf loss")
+        trainer = Trainer(model, (X, Y), epochs=9, batch_size=10)
+        trainer._defer(deferred)
+        with pytest.raises(TrainingDiverged, match="epoch 2, batch 3"): trainer.run()
+        results.append((weights(model), model.n))
+    assert same(results[0][0], results[1][0]) and [n for _, n in results] == [8, 10]
 
 
 def test_a_deferred_run_equals_a_watched_one():
@@ -270,7 +282,6 @@ def test_a_run_is_resumed_in_the_middle_of_an_epoch(tmp_path, kind):
 # --- surroundings -------------------------------------------------------------------------------------------------------
 
 def surroundings(model):
-    import random
     return (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate(),
             torch.get_float32_matmul_precision(), signal.getsignal(signal.SIGINT), [m.training for m in model.modules()])
 
@@ -281,7 +292,8 @@ def test_everything_is_put_back(ends, precision):
     model = Failing(3 if ends == "badly" else 0, "nan gradient")
     model.norm.eval()
     before = surroundings(model)
-    try: fit(model, (X, Y), epochs=2, batch_size=10, precision=precision, valid=(X, Y))
+    many = 2**21  # rows a step: so many that the fast products would pay
+    try: fit(model, (X, Y), epochs=5, batch_size=many, precision=precision, valid=(X, Y))
     except TrainingDiverged: assert ends == "badly"
     assert surroundings(model) == before
 
@@ -493,7 +505,9 @@ def test_any_array_that_reads_rows_in_order():
 
 class Sampling(Line):
     """Draws in training and in validation."""
-    def loss(self, x, y): return super().loss(x + torch.randn_like(x), y) + torch.rand(()) * np.random.rand()
+    def loss(self, x, y):
+        noise = torch.rand(()) * np.random.rand() * random.random()
+        return super().loss(x + torch.randn_like(x), y) + noise
 
 
 def test_validation_has_its_own_noise_always_the_same():
@@ -505,10 +519,10 @@ def test_validation_has_its_own_noise_always_the_same():
 
 def test_watching_changes_nothing(tmp_path):
     plain, watched, listed = Sampling(), Sampling(), Sampling()
-    fit(plain, (X, Y), epochs=3, batch_size=8)
-    fit(watched, (X, Y), epochs=3, batch_size=8, valid=(X, Y), folder=tmp_path, checkpoint_every=0, progress=True)
+    fit(plain, (X, Y), epochs=3, batch_size=8, ema=.9)
+    fit(watched, (X, Y), epochs=3, batch_size=8, ema=.9, valid=(X, Y), folder=tmp_path, checkpoint_every=0, progress=True)
     assert same(weights(plain), weights(watched))
-    trainer = Trainer(listed, (X, Y), epochs=3, batch_size=8)
+    trainer = Trainer(listed, (X, Y), epochs=3, batch_size=8, ema=.9)
     with seeded(7): trainer.run()
     assert same(weights(plain), weights(listed))
 
@@ -532,3 +546,42 @@ def test_weights_that_are_averaged_are_the_ones_validated():
     model = Line()
     history = fit(model, (X, Y), epochs=2, batch_size=8, lr=.1, ema=.9, valid=(X, Y))
     with evaluating(model): assert model.loss(X, Y).item() == pytest.approx(history["valid_loss"][-1], rel=1e-5)
+
+
+def test_a_stream_of_unknown_length_is_measured_in_its_first_epoch():
+    class Stream:
+        def __iter__(self): return iter([(X, Y)] * 4)
+    times = []
+    fit(Line(), Stream(), epochs=3, schedule=lambda t, total: times.append(t) or 1.)
+    assert times == [.5] * 4 + [1.125, 1.375, 1.625, 1.875, 2.125, 2.375, 2.625, 2.875]
+
+
+def test_what_a_stream_draws_is_no_business_of_the_model():
+    class Greedy:
+        def __iter__(self):
+            for i in range(0, 50, 10):
+                torch.rand(i + 1), np.random.rand(3), random.random()
+                yield X[i:i + 10], Y[i:i + 10]
+    quiet, greedy = Sampling(), Sampling()
+    fit(quiet, [(X[i:i + 10], Y[i:i + 10]) for i in range(0, 50, 10)], epochs=2)
+    fit(greedy, Greedy(), epochs=2)
+    assert same(weights(quiet), weights(greedy))
+
+
+def test_fast_products_where_they_pay():
+    class Spy(Line):
+        def loss(self, x, y):
+            self.seen = torch.get_float32_matmul_precision()
+            return super().loss(x, y)
+    fast = "medium" if fast_matmul_error() < 1e-5 else "highest"
+    for rows, precision, expected in [(128, "float32", "highest"), (2**21, "float32", fast), (2**21, "exact", "highest")]:
+        model = Spy()
+        fit(model, (X, Y), epochs=1, batch_size=rows, precision=precision)
+        assert model.seen == expected
+
+
+def test_validation_is_as_precise_as_training():
+    losses = [fit(Line(), (X, Y), epochs=1, lr=1e-30, valid=(X, Y), batch_size=50, precision=p)[0]
+              for p in ("exact", "bfloat16")]
+    assert losses[0]["valid_loss"] != losses[1]["valid_loss"]
+    assert all(row["loss"] == pytest.approx(row["valid_loss"], rel=1e-5) for row in losses)
