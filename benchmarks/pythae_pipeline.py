@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 from machine import describe
-from timing import interleave, report
+from timing import CLOCKS, interleave, report
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -174,10 +174,11 @@ def held_out(model, x, draws: int = 5) -> float:
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--threads", type=int, default=2)
+    args.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time; use it with --threads 1")
     args.add_argument("--rounds", type=int, default=7)
     args.add_argument("--epochs", type=int, default=2)
     args.add_argument("--rows", type=int, default=12_800)
-    args.add_argument("--seeds", type=int, default=3, help="runs for the comparison of losses")
+    args.add_argument("--seeds", type=int, default=3, help="runs for the comparison of losses, at least 2")
     args.add_argument("--device", default="cpu")
     args = args.parse_args()
     torch.set_num_threads(args.threads)
@@ -195,11 +196,11 @@ def main() -> None:
     }
     steps = args.epochs * -(-args.rows // BATCH)
     print(describe(args.device))
-    print(f"{steps} steps of {BATCH} rows, {args.rounds} rounds, "
+    print(f"{steps} steps of {BATCH} rows, {args.rounds} rounds of {args.clock} time on {args.threads} threads, "
           f"{sum(p.numel() for p in Plain().parameters()):,} parameters in every model\n", flush=True)
     models = {name: start(make(), 0, args.device) for name, (_, make) in ways.items()}
     seconds = interleave({name: partial(train, copy.deepcopy(models[name]), x, args.epochs, args.device)
-                          for name, (train, _) in ways.items()}, args.rounds)
+                          for name, (train, _) in ways.items()}, args.rounds, clock=args.clock)
     report(seconds, base="pythae's pipeline")
     print()
     report(seconds, base="bare loop")
