@@ -5,15 +5,18 @@ import hashlib
 import json
 import math
 import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from .core import PALETTE, figure
 from .files import write_atomic
-__all__ = ['Interval', 'paired_bootstrap', 'auc_roc', 'auc_pr', 'save_result', 'data_hash', 'results_table']
+__all__ = ['Interval', 'paired_bootstrap', 'auc_roc', 'auc_pr', 'soft_labels', 'vus_pr', 'quantile_threshold', 'Tail', 'fit_tail', 'tail_threshold', 'crps_samples', 'interval_coverage', 'save_result', 'data_hash', 'read_result', 'results_table', 'plot_results']
 
 class Interval(NamedTuple):
     mean: float
@@ -29,11 +32,51 @@ def auc_roc(labels: Sequence[bool], scores: Sequence[float]) -> float:
 def auc_pr(labels: Sequence[bool], scores: Sequence[float]) -> float:
     ...
 
+def soft_labels(labels: Sequence[bool], buffer: int) -> np.ndarray:
+    ...
+
+def vus_pr(labels: Sequence[bool], scores: Sequence[float], buffer: int) -> float:
+    ...
+
+def quantile_threshold(scores: Sequence[float], rate: float) -> float:
+    ...
+
+class Tail(NamedTuple):
+    start: float
+    share: float
+    scale: float
+    shape: float
+
+    def survival(self, scores: Any) -> np.ndarray:
+        ...
+
+    def threshold(self, rate: float) -> float:
+        ...
+
+def fit_tail(scores: Sequence[float], share: float=...) -> Tail:
+    ...
+
+def tail_threshold(scores: Sequence[float], rate: float, share: float=...) -> float:
+    ...
+
+def crps_samples(samples: Tensor, y: Tensor) -> Tensor:
+    ...
+
+def interval_coverage(samples: Tensor, y: Tensor, level: float=...) -> Tensor:
+    ...
+
 def save_result(task: str, scores: Mapping[str, Any], *, metric: str, higher_is_better: bool, units: Sequence[str], model: str, seeds: Sequence[int]=..., config: Mapping[str, Any] | None=..., data: Any=..., seconds: float | None=..., command: str=..., note: str=..., folder: str | Path=...) -> Path:
     ...
 
 def data_hash(data: Any) -> str:
     ...
+_FIELDS = dict(task=str, metric=str, higher_is_better=bool, model=str, units=list, seeds=list, scores=dict, config=dict, config_hash=str, command=str, note=str, versions=dict, made=str)
+
+def read_result(task: str, folder: str | Path=...) -> dict[str, Any]:
+    ...
 
 def results_table(task: str, folder: str | Path=...):
+    ...
+
+def plot_results(task: str, folder: str | Path=...) -> tuple[Any, Any]:
     ...
