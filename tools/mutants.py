@@ -86,7 +86,6 @@ def cells(notebook):
         if cell["cell_type"] != "code" or not source.strip(): continue
         if any(f in ("notest", "slow") or f.startswith("default_exp") for f in flags): continue
         if "nbdev_export" in source or re.search(r"^[%!]", source, re.M): continue
-        if any("fig-cap" in f for f in flags) and not re.search(r"assert|test_", source): continue
         kept.append((source, any(re.match(r"exports?i?\b", f) for f in flags)))
     return kept
 

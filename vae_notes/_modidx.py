@@ -4,6 +4,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
   'syms': { 'vae_notes.core': { 'vae_notes.core._check_finite': ('core.html#_check_finite', 'vae_notes/core.py'),
                                 'vae_notes.core._check_shape': ('core.html#_check_shape', 'vae_notes/core.py'),
                                 'vae_notes.core._square': ('core.html#_square', 'vae_notes/core.py'),
+                                'vae_notes.core.check_count': ('core.html#check_count', 'vae_notes/core.py'),
                                 'vae_notes.core.check_tensor': ('core.html#check_tensor', 'vae_notes/core.py'),
                                 'vae_notes.core.figure': ('core.html#figure', 'vae_notes/core.py'),
                                 'vae_notes.core.generator': ('core.html#generator', 'vae_notes/core.py'),

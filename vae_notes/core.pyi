@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-__all__ = ['PALETTE', 'generator', 'pick_device', 'check_tensor', 'normal_expectation', 'integrate', 'figure', 'load_digits', 'show_images']
+__all__ = ['PALETTE', 'generator', 'pick_device', 'check_tensor', 'check_count', 'normal_expectation', 'integrate', 'figure', 'load_digits', 'show_images']
 
 def generator(seed: int=..., device: str | torch.device=...) -> torch.Generator:
     ...
@@ -15,6 +16,9 @@ def pick_device() -> torch.device:
     ...
 
 def check_tensor(x: Any, name: str, shape: Sequence[int | None] | None=...) -> Tensor:
+    ...
+
+def check_count(n: Any, name: str, least: int=...) -> int:
     ...
 
 def normal_expectation(f: Callable[[Tensor], Tensor], mu: Tensor | float=..., sigma: Tensor | float=..., n_nodes: int=...) -> Tensor:
