@@ -270,6 +270,16 @@ def test_beyond_the_end_of_a_short_tail_there_is_nothing():
     assert tail.survival([-3., 0.]).tolist() == [.1, .1]
 
 
+@given(seeds, st.integers(20, 40))
+def test_a_tail_follows_the_means_of_all_pairs(seed, k):
+    scores = np.random.default_rng(seed).exponential(size=2 * k)
+    s = np.sort(scores)
+    y = s[k:] - s[k - 1]
+    m1, m2 = y.mean(), np.minimum(y[:, None], y)[~np.eye(k, dtype=bool)].mean()
+    shape = 2 - m1 / (m1 - m2)
+    assert_allclose(fit_tail(scores, .5), [s[k - 1], .5, (1 - shape) * m1, shape])
+
+
 @pytest.mark.parametrize("f", [lambda: quantile_threshold([1, 2, 3], 0.), lambda: quantile_threshold([1, 2, 3], 1.),
                                lambda: quantile_threshold([1, 2, 3], math.nan), lambda: quantile_threshold([1., 2.], .1),
                                lambda: tail_threshold(range(300), .5), lambda: tail_threshold(range(300), 0.)])
@@ -372,7 +382,7 @@ def test_the_picture_has_a_line_for_each_row(tmp_path):
 
 
 WRONG = {
-    "task": dict(task="T x"), "task: expected lower": dict(task="../t"), "metric": dict(metric=""), "metric: expected str": dict(metric=3),
+    "task": dict(task="T x"), "task: expected lower": dict(task="../t"), "task: .*digits": dict(task="t x"), "metric": dict(metric=""), "metric: expected str": dict(metric=3),
     "higher_is_better": dict(higher_is_better=1), "units: expected each once": dict(units=["a", "a", "c", "d"]),
     "units: expected one or more str": dict(units=[1, 2, 3, 4]), "units: expected one": dict(units=[]),
     "scores: .*seeds by units": dict(units=["a"]), r"scores: expected \(4,\) or \(3, 4\)": dict(seeds=(0, 1, 2)),

@@ -9,7 +9,11 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from vae_notes import VAE, BernoulliLikelihood, GaussianLikelihood, MLPDecoder, MLPEncoder, StandardNormal, fit, generator
+from vae_notes import VAE, BernoulliLikelihood, GaussianLikelihood, MLPDecoder, MLPEncoder, StandardNormal, fit, generator, load, save
+from vae_notes.autoencoder import mlp
+from vae_notes.convolutional import ConvDecoder, ConvEncoder
+from vae_notes.likelihoods import CategoricalLikelihood, OptimalGaussianLikelihood, SteppedLikelihood
+from vae_notes.vae import GaussianEncoder
 
 FEATURES, LATENT = 12, 3
 
@@ -158,3 +162,43 @@ def test_two_processes_agree_to_the_bit_and_threads_to_rounding():
     first, second, two_threads = fresh_process(1), fresh_process(1), fresh_process(2)
     assert first == second
     assert abs(float(first[1]) / float(two_threads[1]) - 1) < 1e-5
+
+
+def test_any_network_of_twice_the_latents_is_an_encoder():
+    net = nn.Sequential(nn.Linear(FEATURES, 2 * LATENT))
+    m, x = VAE(GaussianEncoder(net, LATENT), MLPDecoder(LATENT, FEATURES)), data(5)
+    q = m.encode(x)
+    assert_close(torch.cat([q.mean, 2 * q.stddev.log()], -1), net(x), rtol=1e-4, atol=1e-4)
+    with pytest.raises(TypeError, match="latent_dim"): GaussianEncoder(net)
+    with pytest.raises((TypeError, ValueError), match="latent_dim"): GaussianEncoder(net, 0)
+
+
+def test_a_convolutional_vae_comes_back_from_a_file(tmp_path):
+    shape = (1, 8, 8)
+    m = VAE(GaussianEncoder(ConvEncoder(shape, 4, (4,))), ConvDecoder(2, shape, (4,)))
+    x = (torch.rand(6, 64, generator=generator(0)) < .3).float()
+    fit(m, x, epochs=1)
+    save(m, tmp_path / "m.safetensors")
+    assert torch.equal(load(tmp_path / "m.safetensors").log_prob(x, 5), m.log_prob(x, 5))
+    with pytest.raises(ValueError, match="outputs"): GaussianEncoder(ConvEncoder(shape, 5, (4,)))
+
+
+def test_the_likelihood_is_asked_about_the_data():
+    m = VAE(MLPEncoder(FEATURES, LATENT), MLPDecoder(LATENT, FEATURES), likelihood=SteppedLikelihood([0., .5, 1.]))
+    m.check(data(3))
+    with pytest.raises(ValueError, match="got 0.3"): fit(m, torch.full((4, FEATURES), .3), epochs=1)
+
+
+@pytest.mark.parametrize("likelihood", [OptimalGaussianLikelihood(), SteppedLikelihood([0., 1.]), CategoricalLikelihood([0., 1.])],
+                         ids=["optimal", "steps", "categories"])
+def test_newer_likelihoods_keep_the_promises(likelihood):
+    width = FEATURES * (2 if type(likelihood) is CategoricalLikelihood else 1)
+    torch.manual_seed(0)
+    m, x = VAE(MLPEncoder(FEATURES, LATENT), mlp([LATENT, 16, width]), likelihood=likelihood), data(20)
+    history = fit(m, x, epochs=30, batch_size=10, lr=1e-2)
+    assert history["loss"][-1] < history["loss"][0]
+    before = {k: v.clone() for k, v in m.state_dict().items()}
+    whole = m.score(x)
+    assert_close(torch.cat([m.score(row[None]) for row in x]), whole, rtol=1e-4, atol=1e-4)
+    assert m.reconstruct(x).shape == x.shape and m.sample(3).shape == (3, FEATURES)
+    assert all(torch.equal(v, before[k]) for k, v in m.state_dict().items())

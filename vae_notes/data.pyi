@@ -25,7 +25,10 @@ class Standardize(nn.Module):
 
     def inverse(self, u: Tensor) -> Tensor:
         ...
-Standardize.fit = classmethod(_fit_standardize)
+
+    @classmethod
+    def fit(cls, x: Tensor, name: str=..., columns: Sequence[str] | None=..., keep_constant: bool=...) -> Standardize:
+        ...
 
 class MinMax(nn.Module):
 
@@ -37,7 +40,10 @@ class MinMax(nn.Module):
 
     def inverse(self, u: Tensor) -> Tensor:
         ...
-MinMax.fit = classmethod(_fit_minmax)
+
+    @classmethod
+    def fit(cls, x: Tensor, name: str=..., columns: Sequence[str] | None=..., keep_constant: bool=...) -> MinMax:
+        ...
 
 def random_split(n: int, shares: Sequence[float]=..., seed: int=...) -> list[Tensor]:
     ...

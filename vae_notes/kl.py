@@ -91,7 +91,7 @@ def bound_logvar(
         raise ValueError(f"expected low < high, got {low} and {high}")
     return _Bound.apply(logvar, low, high)
 
-# %% ../nbs/02_kl.ipynb #1dd6c9c5
+# %% ../nbs/02_kl.ipynb #8b2b6e35
 class _Bound(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -101,15 +101,12 @@ class _Bound(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logvar, ctx.low, ctx.high = inputs
-        ctx.save_for_backward(logvar)
+        ctx.save_for_backward(inputs[0] - output)
 
     @staticmethod
     def backward(ctx, g):
-        logvar, = ctx.saved_tensors
-        outward = ((logvar > ctx.high) & (g < 0)
-                   | (logvar < ctx.low) & (g > 0))
-        return g.masked_fill(outward, 0), None, None
+        over, = ctx.saved_tensors  # above the range > 0, below it < 0
+        return g.masked_fill(over * g < 0, 0), None, None
 
 # %% ../nbs/02_kl.ipynb #eb19680c
 def kl_mvn(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 from torch.nn import functional as F
-__all__ = ['LOG_2PI', 'log_normal', 'GaussianLikelihood', 'log_bernoulli', 'BernoulliLikelihood']
+from torch.special import log_ndtr
+__all__ = ['LOG_2PI', 'log_normal', 'GaussianLikelihood', 'log_bernoulli', 'BernoulliLikelihood', 'OptimalGaussianLikelihood', 'Levels', 'CategoricalLikelihood', 'SteppedLikelihood']
 LOG_2PI = math.log(2 * math.pi)
 
 def log_normal(x: Tensor, mu: Tensor | float=..., logvar: Tensor | float=...) -> Tensor:
@@ -44,4 +45,64 @@ class BernoulliLikelihood(nn.Module):
         ...
 
     def forward(self, params: Tensor, event_dims: int=...) -> Distribution:
+        ...
+
+class OptimalGaussianLikelihood(GaussianLikelihood):
+
+    def __init__(self, sigma: float | Tensor=..., shape: Sequence[int]=..., floor: float=..., momentum: float=...):
+        ...
+
+    def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
+        ...
+
+    def _optimum(self, x, mu):
+        ...
+
+class Levels(Distribution):
+    arg_constraints = {}
+
+    def __init__(self, values: Tensor, logits: Tensor):
+        ...
+
+    @property
+    def mean(self):
+        ...
+
+    @property
+    def variance(self):
+        ...
+
+    def sample(self, sample_shape=...):
+        ...
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        ...
+
+class CategoricalLikelihood(nn.Module):
+
+    def __init__(self, values: Sequence[float] | Tensor):
+        ...
+
+    def forward(self, params: Tensor, event_dims: int=...) -> Distribution:
+        ...
+
+    def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
+        ...
+
+    def check(self, x: Tensor) -> Tensor:
+        ...
+
+class SteppedLikelihood(CategoricalLikelihood):
+
+    def __init__(self, values: Sequence[float] | Tensor, sigma: float | Tensor=..., learn: bool=..., shape: Sequence[int]=...):
+        ...
+
+    @property
+    def sigma(self) -> Tensor:
+        ...
+
+    def forward(self, params: Tensor, event_dims: int=...) -> Distribution:
+        ...
+
+    def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         ...

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
+from .autoencoder import mlp
 from .core import check_tensor, generator
 from .elbo import Elbo, log_mean_exp
 from .gradients import reparameterize
 from .kl import bound_logvar, kl_normal
 from .likelihoods import BernoulliLikelihood, log_normal
 from .training import by_rows, evaluating, seeded
-__all__ = ['StandardNormal', 'MLPDecoder', 'MLPEncoder', 'VAE']
+__all__ = ['StandardNormal', 'MLPDecoder', 'MLPEncoder', 'GaussianEncoder', 'VAE']
 
 class StandardNormal(nn.Module):
 
@@ -36,6 +37,14 @@ class MLPDecoder(nn.Module):
 class MLPEncoder(nn.Module):
 
     def __init__(self, n_features: int, latent_dim: int, hidden: Sequence[int]=...):
+        ...
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        ...
+
+class GaussianEncoder(nn.Module):
+
+    def __init__(self, net: nn.Module, latent_dim: int | None=...):
         ...
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,10 +80,16 @@ class VAE(nn.Module):
     def elbo(self, x: Tensor, cond: Tensor | None=..., n_samples: int=..., generator: torch.Generator | None=..., check: bool=...) -> Elbo:
         ...
 
-    def _log_lik(self, x, mu, logvar, generator):
+    def _log_lik(self, x, z):
         ...
 
     def _prior(self, cond):
+        ...
+
+    def _log_prior(self, z, cond):
+        ...
+
+    def _kl(self, mu, logvar, z, cond):
         ...
 
     def terms(self, x: Tensor, cond: Tensor | None=..., kl_weight: Tensor | float=..., free_bits: float=..., generator: torch.Generator | None=...) -> dict[str, Tensor]:
