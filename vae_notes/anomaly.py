@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .core import check_tensor, generator
+from .core import check_count, check_tensor, generator
 from .files import FileFormatError, load, load_extra, save
 from .likelihoods import GaussianLikelihood
 from .training import by_rows, cosine, evaluating, fit, seeded
@@ -369,11 +369,7 @@ def _check_settings(self: AnomalyScorer):
     if not 0 < rate < 1: raise ValueError(
         f"false_alarms: expected 0 < false_alarms < 1, got {rate}")
     for name, least in ("members", 2), ("steps", 0):
-        n = getattr(self, name)
-        if isinstance(n, bool) or not isinstance(n, Integral):
-            raise TypeError(f"{name}: expected a whole number, got {n!r}")
-        if n < least:
-            raise ValueError(f"{name}: expected ≥ {least}, got {n}")
+        check_count(getattr(self, name), name, least)
     generator(self.seed)  # checks it
 
 # %% ../nbs/22_anomaly.ipynb #fb131021

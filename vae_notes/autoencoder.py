@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .core import check_tensor
+from .core import check_count, check_tensor
 from .likelihoods import (BernoulliLikelihood, GaussianLikelihood,
                                    _check_unit)
 from .training import by_rows, evaluating
@@ -43,10 +43,7 @@ def _check_sizes(sizes):
     if not isinstance(sizes, (list, tuple)) or len(sizes) < 2:
         raise ValueError(f"sizes: expected a list of at least two widths, "
                          f"got {sizes!r}")
-    for n in sizes:
-        if isinstance(n, bool) or not isinstance(n, Integral):
-            raise TypeError(f"sizes: expected whole numbers, got {n!r}")
-        if n < 1: raise ValueError(f"sizes: expected ≥ 1, got {n}")
+    for n in sizes: check_count(n, "sizes")
 
 def _check_dropout(rate):
     if isinstance(rate, bool) or not isinstance(rate, Real):

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .core import check_tensor
+from .core import check_count, check_tensor
 
 # %% auto #0
 __all__ = ['conv_size', 'transposed_size', 'output_padding', 'ConvEncoder', 'ConvDecoder', 'Quantize', 'checkerboard']
@@ -30,23 +29,16 @@ def conv_size(
     Raises `TypeError` or `ValueError` for a setting out of range and for an
     input too short for the window."""
     _check_window(kernel, stride, padding)
-    _whole(n, "n", 1)
+    check_count(n, "n", 1)
     if n + 2 * padding < kernel:
         raise ValueError(f"n: {n} numbers and {padding} zeros at either end "
                          f"are shorter than the window of {kernel}")
     return (n + 2 * padding - kernel) // stride + 1
 
 # %% ../nbs/13_convolutional.ipynb #8351966b
-def _whole(value, name, least):
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected ≥ {least}, got {value}")
-    return int(value)
-
 def _check_window(kernel, stride, padding):
-    _whole(kernel, "kernel", 1), _whole(stride, "stride", 1)
-    _whole(padding, "padding", 0)
+    check_count(kernel, "kernel", 1), check_count(stride, "stride", 1)
+    check_count(padding, "padding", 0)
 
 # %% ../nbs/13_convolutional.ipynb #2cb70a5a
 def transposed_size(
@@ -61,8 +53,8 @@ def transposed_size(
     Raises `TypeError` or `ValueError` for a setting out of range and for an
     output of no length."""
     _check_window(kernel, stride, padding)
-    _whole(m, "m", 1)
-    if _whole(output_padding, "output_padding", 0) >= stride:
+    check_count(m, "m", 1)
+    if check_count(output_padding, "output_padding", 0) >= stride:
         raise ValueError(f"output_padding: expected < stride, which is "
                          f"{stride}, got {output_padding}")
     n = stride * (m - 1) + kernel - 2 * padding + output_padding
@@ -103,12 +95,12 @@ def _check_net(net):
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise TypeError(f"{name}: expected a tuple of whole numbers, "
                             f"got {value!r}")
-        value = tuple(_whole(n, name, 1) for n in value)
+        value = tuple(check_count(n, name, 1) for n in value)
         if len(value) != (length or max(len(value), 1)):
             raise ValueError(f"{name}: expected {length or 'at least one'} "
                              f"whole numbers, got {value}")
         setattr(net, name, value)
-    net.latent_dim = _whole(net.latent_dim, "latent_dim", 1)
+    net.latent_dim = check_count(net.latent_dim, "latent_dim", 1)
 
 # %% ../nbs/13_convolutional.ipynb #1c7535f9
 def _as_images(x, shape):
@@ -204,7 +196,7 @@ class Quantize(nn.Module):
         bits: int = 8, # B for each number
     ):
         super().__init__()
-        self.bits = _whole(bits, "bits", 1)
+        self.bits = check_count(bits, "bits", 1)
         if bits > 16: raise ValueError(f"bits: expected ≤ 16, got {bits}")
         if not (low <= high).all():
             raise ValueError("low, high: expected low ≤ high")

@@ -10,7 +10,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .core import check_tensor, generator
+from .core import check_count, check_tensor, generator
 
 # %% auto #0
 __all__ = ['Standardize', 'MinMax', 'random_split', 'split_by_time', 'split_by_group', 'leaks', 'windows', 'from_windows',
@@ -160,16 +160,10 @@ def random_split(
 
     Raises `TypeError` or `ValueError` for shares that are not positive or
     exceed 1 together, and for a part that would be empty."""
-    order = torch.randperm(_count(n, "n"), generator=generator(seed))
+    order = torch.randperm(check_count(n, "n"), generator=generator(seed))
     return [order[a:b] for a, b in _cuts(n, shares)]
 
 # %% ../nbs/08_data.ipynb #45ba5fb8
-def _count(n, name):
-    if isinstance(n, bool) or not isinstance(n, Integral):
-        raise TypeError(f"{name}: expected a whole number, got {n!r}")
-    if n < 1: raise ValueError(f"{name}: expected ≥ 1, got {n}")
-    return int(n)
-
 def _cuts(n, shares):
     shares = np.asarray(shares, float)
     if not (shares.ndim == 1 and len(shares) and (shares > 0).all()
@@ -192,10 +186,8 @@ def split_by_time(
     """Split rows into past, present and future: no part is mixed.
 
     Raises as `random_split`, and where the gap eats a part."""
-    if isinstance(gap, bool) or not isinstance(gap, Integral):
-        raise TypeError(f"gap: expected a whole number, got {gap!r}")
-    if gap < 0: raise ValueError(f"gap: expected ≥ 0 rows, got {gap}")
-    cuts = _cuts(_count(n, "n"), shares)
+    check_count(gap, "gap", least=0)
+    cuts = _cuts(check_count(n, "n"), shares)
     cuts = [(a + gap if a else a, b) for a, b in cuts]
     if any(a >= b for a, b in cuts):
         raise ValueError(f"gap: {gap} rows leave a part of {n} rows empty")
@@ -254,8 +246,8 @@ def windows(
     if not isinstance(series, Tensor):
         raise TypeError(f"series: expected a torch.Tensor, "
                         f"got {type(series).__name__}")
-    length = _count(length, "length")
-    stride = length if stride is None else _count(stride, "stride")
+    length = check_count(length, "length")
+    stride = length if stride is None else check_count(stride, "stride")
     if series.dim() == 0 or len(series) < length:
         raise ValueError(f"series: expected at least length={length} steps, "
                          f"got shape {tuple(series.shape)}")
@@ -275,9 +267,9 @@ def from_windows(
         raise ValueError(f"cut: expected shape (windows, length, …), "
                          f"got {tuple(cut.shape)}")
     n, length = cut.shape[:2]
-    stride = length if stride is None else _count(stride, "stride")
+    stride = length if stride is None else check_count(stride, "stride")
     end = (n - 1) * stride + length
-    total = end if total is None else _count(total, "total")
+    total = end if total is None else check_count(total, "total")
     if total < end: raise ValueError(f"total: expected ≥ {end}, got {total}")
     step = windows(torch.arange(end, device=cut.device), length, stride)
     summed = cut.new_zeros(total, *cut.shape[2:])
@@ -347,7 +339,7 @@ def _steps(years, per_day):
         raise TypeError(f"years: expected a number, got {years!r}")
     if not 0 < years < math.inf:
         raise ValueError(f"years: expected > 0, got {years}")
-    return max(1, int(years * 365.25 * _count(per_day, "per_day")))
+    return max(1, int(years * 365.25 * check_count(per_day, "per_day")))
 
 def _noise(n, memory, sd, rng):
     """(8.8); its correlation falls to 1/e within `memory` steps."""

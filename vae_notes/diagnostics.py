@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .core import PALETTE, check_tensor, figure, generator
+from .core import (PALETTE, check_count, check_tensor, figure,
+                            generator)
 from .kl import bound_logvar, kl_normal
 from .likelihoods import (LOG_2PI, BernoulliLikelihood,
                                    GaussianLikelihood, log_normal)
@@ -150,15 +151,8 @@ def mutual_information(
     The error is that of the draws, for these rows. Time grows with the
     square of the rows, memory does not. Raises `ValueError` for fewer than
     two rows or draws, else what `posteriors` raises."""
-    _check_draws(n_samples, 2)
+    check_count(n_samples, "n_samples", 2)
     return _surgery(*posteriors(model, x, cond), n_samples, seed)
-
-# %% ../nbs/21_diagnostics.ipynb #72a1d6bc
-def _check_draws(n, least):
-    if isinstance(n, bool) or not isinstance(n, Integral):
-        raise TypeError(f"n_samples: expected a whole number, got {n!r}")
-    if n < least:
-        raise ValueError(f"n_samples: expected ≥ {least}, got {n}")
 
 # %% ../nbs/21_diagnostics.ipynb #8208b5e0
 def _surgery(mu, logvar, n_samples, seed):
@@ -253,7 +247,7 @@ def diagnose(
 
     The model is left as it was, and two calls give the same numbers. Raises
     `TypeError` or `ValueError` for bad arguments, as `posteriors` does."""
-    _check_draws(n_samples, 1)
+    check_count(n_samples, "n_samples", 1)
     mu, logvar = posteriors(model, x, cond)
     z = mu + (.5 * logvar).exp() * torch.randn(
         mu.shape, generator=generator(seed), dtype=mu.dtype)

@@ -9,7 +9,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder, mlp
-from .core import check_tensor, generator
+from .core import check_count, check_tensor, generator
 from .files import FileFormatError, read_state, write_state
 from .training import cosine, fit, seeded
 
@@ -191,12 +190,7 @@ def set_params(self: MaskedImputer, **params: Any) -> MaskedImputer:
 # %% ../nbs/14_imputation.ipynb #2864c299
 def _check_params(params):
     for name, low in _PARAMS.items():
-        value = params[name]
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            raise TypeError(f"{name}: expected a whole number, "
-                            f"got {value!r}")
-        if value < low:
-            raise ValueError(f"{name}: expected ≥ {low}, got {value}")
+        check_count(params[name], name, low)
 
 # %% ../nbs/14_imputation.ipynb #d9739b59
 @patch

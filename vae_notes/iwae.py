@@ -15,11 +15,11 @@ from torch.distributions import (Categorical, Independent, MixtureSameFamily,
                                  Normal)
 from torch.nn import functional as F
 
-from .core import check_tensor
+from .core import check_count, check_tensor
 from .elbo import log_mean_exp
 from .gradients import reparameterize
 from .likelihoods import log_normal
-from .vae import VAE, _count
+from .vae import VAE
 
 # %% auto #0
 __all__ = ['IWAE', 'MixturePrior', 'Warped', 'ResidualMLP']
@@ -41,7 +41,7 @@ class IWAE(VAE):
         dreg: bool = True,   # False: the gradient (23.2) for all
     ):
         super().__init__(encoder, decoder, prior, likelihood, beta)
-        self.n_samples, self.dreg = _count(n_samples, "n_samples"), dreg
+        self.n_samples, self.dreg = check_count(n_samples, "n_samples"), dreg
 
 # %% ../nbs/23_iwae.ipynb #4bc6ce9b
 @patch
@@ -81,8 +81,8 @@ class MixturePrior(nn.Module):
         spread: float = .5, # sd of the parts' first means
     ):
         super().__init__()
-        self.latent_dim = _count(latent_dim, "latent_dim")
-        self.parts, self.spread = _count(parts, "parts"), spread
+        self.latent_dim = check_count(latent_dim, "latent_dim")
+        self.parts, self.spread = check_count(parts, "parts"), spread
         self.mean = nn.Parameter(spread * torch.randn(parts, latent_dim))
         self.logvar = nn.Parameter(torch.full((parts, latent_dim), -.3))
         self.logit = nn.Parameter(torch.zeros(parts))
@@ -135,7 +135,7 @@ class Warped:
     ):
         check_tensor(images, "images", (None, None))
         self.images = images
-        self.batch_size = _count(batch_size, "batch_size")
+        self.batch_size = check_count(batch_size, "batch_size")
         self.turn, self.shear, self.stretch = turn, shear, stretch
         self.shift, self.bend, self.cut = shift, bend, cut
     def __len__(self): return -(-len(self.images) // self.batch_size)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .autoencoder import Autoencoder, mlp
-from .core import check_tensor
+from .core import check_count, check_tensor
 from .data import Standardize, from_windows, windows
 from .training import by_rows, fit, seeded
 
@@ -183,8 +182,8 @@ class WindowJudge(nn.Module):
         latent_dim: int = 8,
     ):
         super().__init__()
-        self.length = _size(length, "length", 4)
-        self.n_reference = _size(n_reference, "n_reference", 1)
+        self.length = check_count(length, "length", 4)
+        self.n_reference = check_count(n_reference, "n_reference", 1)
         self.points, self.hidden = points, hidden
         self.latent_dim = latent_dim
         n = min(length, points)
@@ -196,13 +195,6 @@ class WindowJudge(nn.Module):
                 middle=torch.zeros(n), plane=torch.zeros(min(8, n // 3), n),
                 typical=torch.ones(3)).items():
             self.register_buffer(name, start)
-
-# %% ../nbs/15_series_anomalies.ipynb #c9f16324
-def _size(n, name, least):
-    if isinstance(n, bool) or not isinstance(n, Integral):
-        raise TypeError(f"{name}: expected a whole number, got {n!r}")
-    if n < least: raise ValueError(f"{name}: expected ≥ {least}, got {n}")
-    return int(n)
 
 # %% ../nbs/15_series_anomalies.ipynb #720dc79f
 @patch
@@ -324,7 +316,7 @@ def _length(train, period):
     if period is None:
         found = find_period(train) or 48
         return max(8, min(found, len(train) // 8))
-    if 8 * _size(period, "period", 4) > len(train):
+    if 8 * check_count(period, "period", 4) > len(train):
         raise ValueError(f"period: expected to fit eight times into "
                          f"{len(train)} steps, got {period}")
     return max(8, period)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from fastcore.basics import patch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .autoencoder import Autoencoder
-from .core import check_tensor, generator
+from .core import check_count, check_tensor, generator
 from .kl import kl_bernoulli
 
 # %% auto #0
@@ -40,8 +40,8 @@ class Dictionary(nn.Module):
         n_features: int, # numbers in x, ≥ 1
     ):
         super().__init__()
-        self.latent_dim = _whole(latent_dim, "latent_dim")
-        self.n_features = _whole(n_features, "n_features")
+        self.latent_dim = check_count(latent_dim, "latent_dim")
+        self.n_features = check_count(n_features, "n_features")
         start = F.normalize(torch.randn(latent_dim, n_features), dim=1)
         self.weight = nn.Parameter(start)
         self.bias = nn.Parameter(torch.zeros(n_features))
@@ -55,13 +55,6 @@ class Dictionary(nn.Module):
         z: Tensor, # (batch, latent)
     ) -> Tensor:   # (batch, n_features)
         return torch.addmm(self.bias, z, self.atoms)
-
-# %% ../nbs/12_sparse.ipynb #cbadbe69
-def _whole(value, name):
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    if value < 1: raise ValueError(f"{name}: expected ≥ 1, got {value}")
-    return int(value)
 
 # %% ../nbs/12_sparse.ipynb #774c1610
 class L1(nn.Module):
@@ -153,7 +146,7 @@ class TopK(nn.Module):
         k: int, # numbers that may differ from zero, 1 ≤ k ≤ latent
     ):
         super().__init__()
-        self.k = _whole(k, "k")
+        self.k = check_count(k, "k")
     def forward(
         self,
         a: Tensor, # (…, latent)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from .autoencoder import mlp
-from .core import check_tensor, generator
+from .core import check_count, check_tensor, generator
 from .elbo import Elbo, log_mean_exp
 from .gradients import reparameterize
 from .kl import bound_logvar, kl_normal
@@ -37,19 +36,12 @@ class StandardNormal(nn.Module):
         latent_dim: int, # numbers in z, ≥ 1
     ):
         super().__init__()
-        self.latent_dim = _count(latent_dim, "latent_dim")
+        self.latent_dim = check_count(latent_dim, "latent_dim")
     def forward(
         self,
         cond: Any = None, # anything: it changes nothing
     ) -> tuple[float, float]: # mean and log-variance
         return 0., 0.
-
-# %% ../nbs/20_vae.ipynb #5a7f920f
-def _count(n, name):
-    if isinstance(n, bool) or not isinstance(n, Integral):
-        raise TypeError(f"{name}: expected a whole number, got {n!r}")
-    if n < 1: raise ValueError(f"{name}: expected ≥ 1, got {n}")
-    return int(n)
 
 # %% ../nbs/20_vae.ipynb #873e43e4
 class MLPDecoder(nn.Module):
@@ -102,7 +94,7 @@ class GaussianEncoder(nn.Module):
     ):
         super().__init__()
         if latent_dim is None: latent_dim = _half(net)
-        self.net, self.latent_dim = net, _count(latent_dim, "latent_dim")
+        self.net, self.latent_dim = net, check_count(latent_dim, "latent_dim")
         if hasattr(net, "event_shape"): self.event_shape = net.event_shape
     def forward(
         self,
@@ -272,7 +264,7 @@ def elbo(
 
     Differentiable, and in whatever mode the model is: ε is fresh, and
     layers such as dropout act as they do in training."""
-    if check: self.check(x, cond), _count(n_samples, "n_samples")
+    if check: self.check(x, cond), check_count(n_samples, "n_samples")
     q = self._posterior(x)
     many = [m.expand(n_samples, *m.shape) for m in q] if n_samples > 1 else q
     z = reparameterize(*many, generator=generator)
@@ -391,7 +383,7 @@ def sample(
     mean: bool = False,         # the mean of p(x|z) instead of a draw
 ) -> Tensor:                    # (n, …) made-up data
     """Draw z from the prior and x from the likelihood, by (20.9)."""
-    shape = (_count(n, "n"), self.latent_dim)
+    shape = (check_count(n, "n"), self.latent_dim)
     if cond is not None: _check_cond(cond, n)
     like = next(self.parameters(), torch.empty(0))
     def draw(z):
@@ -456,7 +448,7 @@ def log_prob(
     The noise of a row depends on `seed` and that row alone, by (20.11): not
     on the other rows, their order or their number."""
     self.check(x, cond)
-    shape = (_count(n_samples, "n_samples"), 1, self.latent_dim)
+    shape = (check_count(n_samples, "n_samples"), 1, self.latent_dim)
     uniform = torch.rand(shape, generator=generator(seed)).to(x)
     def bound(x, cond): return self._importance_bound(x, cond, uniform, seed)
     rows = max(_AT_ONCE // n_samples, 1)
