@@ -18,7 +18,21 @@ _MODULES = {
     "files": ["FileFormatError", "load", "save"],
     "training": ["History", "TrainingDiverged", "cosine", "exponential",
                  "fit"],
-    "vae": ["VAE", "MLPDecoder", "MLPEncoder", "StandardNormal"],
+    "evaluation": ["paired_bootstrap", "results_table", "save_result"],
+    "data": ["MinMax", "Standardize", "load_mnist", "random_split",
+             "split_by_time", "windows"],
+    "autoencoder": ["Autoencoder", "mlp"],
+    "denoising": ["DenoisingAutoencoder", "GaussianNoise", "MaskingNoise",
+                  "SaltAndPepper", "WienerFilter"],
+    "sparse": ["SparseAutoencoder", "TopK"],
+    "convolutional": ["ConvDecoder", "ConvEncoder"],
+    "imputation": ["MaskedImputer"],
+    "series_anomalies": ["SeriesAnomalyScorer"],
+    "vae": ["VAE", "GaussianEncoder", "MLPDecoder", "MLPEncoder",
+            "StandardNormal"],
+    "diagnostics": ["diagnose"],
+    "anomaly": ["AnomalyScorer"],
+    "iwae": ["IWAE", "MixturePrior"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_HOME)

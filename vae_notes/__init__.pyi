@@ -1,7 +1,33 @@
+from .anomaly import AnomalyScorer as AnomalyScorer
+from .autoencoder import Autoencoder as Autoencoder, mlp as mlp
+from .convolutional import ConvDecoder as ConvDecoder, ConvEncoder as ConvEncoder
 from .core import generator as generator, load_digits as load_digits, pick_device as pick_device
+from .data import (
+    MinMax as MinMax,
+    Standardize as Standardize,
+    load_mnist as load_mnist,
+    random_split as random_split,
+    split_by_time as split_by_time,
+    windows as windows,
+)
+from .denoising import (
+    DenoisingAutoencoder as DenoisingAutoencoder,
+    GaussianNoise as GaussianNoise,
+    MaskingNoise as MaskingNoise,
+    SaltAndPepper as SaltAndPepper,
+    WienerFilter as WienerFilter,
+)
+from .diagnostics import diagnose as diagnose
 from .elbo import Elbo as Elbo, LinearGaussian as LinearGaussian, log_mean_exp as log_mean_exp, ppca as ppca
+from .evaluation import (
+    paired_bootstrap as paired_bootstrap,
+    results_table as results_table,
+    save_result as save_result,
+)
 from .files import FileFormatError as FileFormatError, load as load, save as save
 from .gradients import reparameterize as reparameterize
+from .imputation import MaskedImputer as MaskedImputer
+from .iwae import IWAE as IWAE, MixturePrior as MixturePrior
 from .kl import kl_normal as kl_normal
 from .likelihoods import (
     BernoulliLikelihood as BernoulliLikelihood,
@@ -9,6 +35,8 @@ from .likelihoods import (
     log_bernoulli as log_bernoulli,
     log_normal as log_normal,
 )
+from .series_anomalies import SeriesAnomalyScorer as SeriesAnomalyScorer
+from .sparse import SparseAutoencoder as SparseAutoencoder, TopK as TopK
 from .training import (
     History as History,
     TrainingDiverged as TrainingDiverged,
@@ -18,6 +46,7 @@ from .training import (
 )
 from .vae import (
     VAE as VAE,
+    GaussianEncoder as GaussianEncoder,
     MLPDecoder as MLPDecoder,
     MLPEncoder as MLPEncoder,
     StandardNormal as StandardNormal,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 import math
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from .core import check_tensor, generator
+from .core import check_count, check_tensor, generator
 from .files import FileFormatError, load, load_extra, save
 from .likelihoods import GaussianLikelihood
 from .training import by_rows, cosine, evaluating, fit, seeded

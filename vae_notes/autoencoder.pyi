@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from numbers import Real
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from .core import check_tensor
+from .core import check_count, check_tensor
 from .likelihoods import BernoulliLikelihood, GaussianLikelihood, _check_unit
 from .training import by_rows, evaluating
 __all__ = ['mlp', 'Autoencoder', 'DayAutoencoder', 'Shortcut', 'from_pca']

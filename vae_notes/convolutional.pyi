@@ -3,10 +3,9 @@
 from __future__ import annotations
 import math
 from collections.abc import Sequence
-from numbers import Integral
 import torch
 from torch import Tensor, nn
-from .core import check_tensor
+from .core import check_count, check_tensor
 __all__ = ['conv_size', 'transposed_size', 'output_padding', 'ConvEncoder', 'ConvDecoder', 'Quantize', 'checkerboard']
 
 def conv_size(n: int, kernel: int, stride: int=..., padding: int=...) -> int:

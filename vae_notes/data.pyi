@@ -6,13 +6,13 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from .core import check_tensor, generator
+from .core import check_count, check_tensor, generator
 __all__ = ['Standardize', 'MinMax', 'random_split', 'split_by_time', 'split_by_group', 'leaks', 'windows', 'from_windows', 'load_mnist', 'Weather', 'synthetic_temperature', 'real_temperature']
 
 class Standardize(nn.Module):

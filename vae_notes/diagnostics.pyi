@@ -4,11 +4,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
-from .core import PALETTE, check_tensor, figure, generator
+from .core import PALETTE, check_count, check_tensor, figure, generator
 from .kl import bound_logvar, kl_normal
 from .likelihoods import LOG_2PI, BernoulliLikelihood, GaussianLikelihood, log_normal
 from .training import by_rows, evaluating

@@ -5,13 +5,12 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from numbers import Integral
 from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
 from .autoencoder import Autoencoder, mlp
-from .core import check_tensor, generator
+from .core import check_count, check_tensor, generator
 from .files import FileFormatError, read_state, write_state
 from .training import cosine, fit, seeded
 __all__ = ['conditional_normal', 'fit_normal', 'MaskedAutoencoder', 'MaskedImputer', 'normal_scores', 'ladder', 'BatchedLinear', 'ResidualMembers', 'gap_distance', 'companions', 'stack_weights', 'random_gaps', 'block_gaps', 'nrmse']

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 from torch.nn import functional as F
-from .core import check_tensor
+from .core import check_count, check_tensor
 from .elbo import log_mean_exp
 from .gradients import reparameterize
 from .likelihoods import log_normal
-from .vae import VAE, _count
+from .vae import VAE
 __all__ = ['IWAE', 'MixturePrior', 'Warped', 'ResidualMLP']
 
 class IWAE(VAE):

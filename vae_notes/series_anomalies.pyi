@@ -3,14 +3,13 @@
 from __future__ import annotations
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .autoencoder import Autoencoder, mlp
-from .core import check_tensor
+from .core import check_count, check_tensor
 from .data import Standardize, from_windows, windows
 from .training import by_rows, fit, seeded
 __all__ = ['KINDS', 'Planted', 'plant_anomalies', 'point_scores', 'summaries', 'autocorrelation', 'find_period', 'WindowJudge', 'fit_judge', 'SeriesAnomalyScorer']

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 import math
-from numbers import Integral, Real
+from numbers import Real
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .autoencoder import Autoencoder
-from .core import check_tensor, generator
+from .core import check_count, check_tensor, generator
 from .kl import kl_bernoulli
 __all__ = ['soft_threshold', 'Dictionary', 'L1', 'SparseAutoencoder', 'ActivationKL', 'TopK', 'dead_units', 'revive']
 

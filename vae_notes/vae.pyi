@@ -4,13 +4,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from numbers import Integral
 from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from .autoencoder import mlp
-from .core import check_tensor, generator
+from .core import check_count, check_tensor, generator
 from .elbo import Elbo, log_mean_exp
 from .gradients import reparameterize
 from .kl import bound_logvar, kl_normal
