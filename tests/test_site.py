@@ -47,7 +47,7 @@ def site(tmp_path_factory):
     served = Served(tmp_path_factory.mktemp("site"))
     yield served
     served.process.send_signal(signal.SIGINT)
-    assert served.process.wait(10) == 0, "Ctrl-C does not end the server cleanly"
+    assert served.process.wait(60) == 0, "Ctrl-C does not end the server cleanly"
 
 
 def run(tool: str, *arguments: object) -> subprocess.CompletedProcess:

@@ -109,7 +109,7 @@ def learn(
     self: Coordinates,
     x: Tensor,  # (rows, n_features) scaled training rows
     steps: int, # of 256 rows; 0: stay as it is
-    seed: int,
+    seed: int,  # ≥ 0, of weights and noise
 ) -> None:
     """Train on noisy copies of the rows, then measure σ_q."""
     n = max(len(x), 6400)
@@ -160,7 +160,7 @@ def learn(
     x: Tensor,    # (rows, n_features) scaled: what to learn from
     rows: Tensor, # (n_rows, n_features) scaled: what to be near to
     steps: int,   # of training
-    seed: int,
+    seed: int,  # ≥ 0, of weights and noise
 ) -> None:
     """Train the network, then measure what the views need."""
     self.place.learn(x, steps, seed)
@@ -240,7 +240,7 @@ def learn(
     x: Tensor,   # (rows, n_features) float64
     known: Tensor, # (n_rows,) numbers of the rows to be near to
     steps: int,  # of training a network
-    seed: int,
+    seed: int,  # ≥ 0, of weights and noise
 ) -> None:
     """Fit the scale and the networks; score each row by one that does not
     know it."""

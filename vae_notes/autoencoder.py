@@ -271,13 +271,13 @@ def from_pca(
         raise ValueError(f"latent_dim: expected ≤ {min(x.shape)} for rows "
                          f"of shape {tuple(x.shape)}, got {latent_dim}")
     sizes = [x.shape[1], *hidden, latent_dim]
-    model = Autoencoder(Shortcut(sizes), Shortcut(sizes[::-1]))
+    model = Autoencoder(Shortcut(sizes), Shortcut(sizes[::-1])).to(x)
     mean = x.double().mean(0)
     V = torch.linalg.svd(x.double() - mean, full_matrices=False)[2]
     V = V[:latent_dim]  # its rows are the directions
     _set(model.encoder.straight, V, -V @ mean)
     _set(model.decoder.straight, V.T, mean)
-    return model.to(x)
+    return model
 
 # %% ../nbs/10_autoencoder.ipynb #0e1cdece
 def _set(linear, weight, bias):

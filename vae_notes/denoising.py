@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 
 import torch
@@ -374,7 +374,7 @@ class DilatedConv(nn.Module):
 
 # %% ../nbs/11_denoising.ipynb #6db8ba4f
 def blend(
-    f,               # (windows, length, …) each → (windows, length)
+    f: Callable[..., Tensor], # (windows, length, …) each → (windows, length)
     *series: Tensor, # (time, …), equally long: y, and what f wants besides
     length: int,     # of a window, steps, ≤ time
     stride: int,     # from one to the next, < length

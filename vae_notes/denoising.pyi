@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 import torch
 from torch import Tensor, nn
@@ -96,5 +96,5 @@ class DilatedConv(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         ...
 
-def blend(f, *series: Tensor, length: int, stride: int) -> Tensor:
+def blend(f: Callable[..., Tensor], *series: Tensor, length: int, stride: int) -> Tensor:
     ...

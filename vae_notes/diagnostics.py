@@ -31,7 +31,7 @@ __all__ = ['posteriors', 'latent_kl', 'active_units', 'aggregate_log_prob', 'Sur
 
 # %% ../nbs/21_diagnostics.ipynb #5ad75f8b
 def posteriors(
-    model: VAE,
+    model: VAE, # whose encoder is asked
     x: Tensor,                  # (rows, …) data
     cond: Tensor | None = None, # (rows, …) what the prior depends on
 ) -> tuple[Tensor, Tensor]:     # (rows, latent) μ and log σ², float64
@@ -65,7 +65,7 @@ def _from_prior(model, x, cond):
 
 # %% ../nbs/21_diagnostics.ipynb #60615041
 def latent_kl(
-    model: VAE,
+    model: VAE, # whose encoder is asked
     x: Tensor,                  # (rows, …) data
     cond: Tensor | None = None, # (rows, …) what the prior depends on
 ) -> Tensor:                    # (rows, latent) nats ≥ 0
@@ -77,7 +77,7 @@ def latent_kl(
 
 # %% ../nbs/21_diagnostics.ipynb #cef0f90c
 def active_units(
-    model: VAE,
+    model: VAE, # whose encoder is asked
     x: Tensor,                  # (rows, …) data, at least 2 rows
     cond: Tensor | None = None, # (rows, …) what the prior depends on
     threshold: float = .01,     # ≥ 0, on the variance of the means
@@ -139,7 +139,7 @@ class Surgery(NamedTuple):
 
 # %% ../nbs/21_diagnostics.ipynb #c32904b7
 def mutual_information(
-    model: VAE,
+    model: VAE, # whose encoder is asked
     x: Tensor,                  # (rows, …) data, at least 2 rows
     cond: Tensor | None = None, # (rows, …) what the prior depends on
     n_samples: int = 8,         # codes drawn a row, ≥ 2
@@ -236,7 +236,7 @@ def needed(self: Diagnosis) -> int: # units
 
 # %% ../nbs/21_diagnostics.ipynb #1b2c6a2f
 def diagnose(
-    model: VAE,
+    model: VAE, # whose encoder is asked
     x: Tensor,                  # (rows, …) data, best held out; ≥ 2 rows
     cond: Tensor | None = None, # (rows, …) what the prior depends on
     n_samples: int = 100,       # codes a row, for distortion and bound

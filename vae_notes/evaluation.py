@@ -41,7 +41,7 @@ def paired_bootstrap(
     a: Sequence[float], # (units,) scores of one method
     b: Sequence[float] | float = 0., # (units,) of the other, same units
     n: int = 10_000,    # resamples, ≥ 100
-    seed: int = 0,
+    seed: int = 0, # of the resampling
 ) -> Interval:          # of the mean of a − b
     """The mean difference over units and its 95 % interval, by (7.1).
 
@@ -354,16 +354,16 @@ def save_result(
     scores: Mapping[str, Any], # row → (units,) or (seeds, units) scores
     *,
     metric: str,      # what a score is, with its unit: "RMSE, °C"
-    higher_is_better: bool,
+    higher_is_better: bool, # False for an error
     units: Sequence[str],  # names of the units: series, sets, songs, years
     model: str,       # the row the others are compared with
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] = (0,), # one a run, in the scores' order
     config: Mapping[str, Any] | None = None, # what JSON can hold
     data: Any = None, # tensors or arrays the result is about: hashed
     seconds: float | None = None, # wall time of it all
     command: str = "",  # what makes the file again
-    note: str = "",
-    folder: str | Path = "results",
+    note: str = "",   # what a reader of the file should know
+    folder: str | Path = "results", # where the file is
 ) -> Path:
     """Write a result file, whole or not at all.
 
@@ -470,7 +470,7 @@ def _check_row(record, row, name):
 # %% ../nbs/07_evaluation.ipynb #41bfd889
 def read_result(
     task: str,  # as given to `save_result`
-    folder: str | Path = "results",
+    folder: str | Path = "results", # where the file is
 ) -> dict[str, Any]: # the fields of the table above
     """A result file, checked again.
 
@@ -492,7 +492,7 @@ def read_result(
 # %% ../nbs/07_evaluation.ipynb #59834686
 def results_table(
     task: str,  # as given to `save_result`
-    folder: str | Path = "results",
+    folder: str | Path = "results", # where the file is
 ): # a pandas DataFrame, one row a method
     """The rows of a result file: mean, and lead of the model over each.
 
@@ -523,7 +523,7 @@ def _lead(record, name):
 # %% ../nbs/07_evaluation.ipynb #bcc85827
 def plot_results(
     task: str,  # as given to `save_result`
-    folder: str | Path = "results",
+    folder: str | Path = "results", # where the file is
 ) -> tuple[Any, Any]: # the figure, and its two axes
     """Left the mean of each row, with its 95 % interval over units and a
     small dot a seed; right the lead of the model over it.

@@ -164,7 +164,7 @@ class MaskedImputer:
         steps: int = 1200,  # batches of 64 rows they see; 0: untrained
         trees: int = 60,    # a column; scikit-learn grows them; 0: none
         neighbours: int = 10, # rows averaged; 0: none
-        seed: int = 0,
+        seed: int = 0,      # of weights, folds and draws
     ):
         self.members, self.hidden, self.steps = members, hidden, steps
         self.trees, self.neighbours, self.seed = trees, neighbours, seed
@@ -173,7 +173,10 @@ class MaskedImputer:
 _PARAMS = dict(members=2, hidden=1, steps=0, trees=0, neighbours=0, seed=0)
 
 @patch
-def get_params(self: MaskedImputer, deep: bool = True) -> dict[str, Any]:
+def get_params(
+    self: MaskedImputer,
+    deep: bool = True, # no effect: no parameter is an estimator
+) -> dict[str, Any]:
     """The constructor's arguments, as scikit-learn wants them."""
     return {name: getattr(self, name) for name in _PARAMS}
 
@@ -740,7 +743,7 @@ def sample(
     self: MaskedImputer,
     x: Any,       # (rows, columns), as for `fit`
     n: int = 5,   # tables to draw, ≥ 1
-    seed: int = 0,
+    seed: int = 0, # of the draws
 ) -> np.ndarray:  # (n, rows, columns), each a table without gaps
     """Multiple imputation: guesses plus errors made at cells like them.
 
@@ -817,7 +820,7 @@ def _restore(cls, imputer, fitted):
 def random_gaps(
     shape: tuple[int, int], # rows, columns
     share: float = .3,      # of the cells, 0…1
-    seed: int = 0,
+    seed: int = 0, # of the draws
 ) -> np.ndarray:            # True where a gap is
     """Gaps by a coin, whatever the values: MCAR."""
     return np.random.default_rng(seed).random(shape) < share
@@ -826,7 +829,7 @@ def random_gaps(
 def block_gaps(
     shape: tuple[int, int], # rows, columns
     share: float = .3,      # of the cells, 0…⅓
-    seed: int = 0,
+    seed: int = 0, # of the draws
 ) -> np.ndarray:            # True where a gap is
     """Gaps of a third of the columns in a run, in some rows."""
     rng, (n, d) = np.random.default_rng(seed), shape

@@ -261,20 +261,29 @@ class Levels(Distribution):
         self.values, self.logits = values, logits.log_softmax(-1)
         super().__init__(logits.shape[:-2], logits.shape[-2:-1], False)
     @property
-    def mean(self): return self.logits.exp() @ self.values
+    def mean(self) -> Tensor:
+        """The expected value of each feature: (…, D)."""
+        return self.logits.exp() @ self.values
     @property
-    def variance(self):
+    def variance(self) -> Tensor:
+        """The variance of each feature: (…, D)."""
         return self.logits.exp() @ self.values.square() - self.mean**2
 
 # %% ../nbs/01_likelihoods.ipynb #d4cd9e74
 @patch
-def sample(self: Levels, sample_shape=()):
+def sample(
+    self: Levels,
+    sample_shape: Sequence[int] = (), # put before the batch
+) -> Tensor:                          # (*sample_shape, …, D)
     """A level for each feature; from torch's global generator."""
     which = torch.distributions.Categorical(logits=self.logits)
     return self.values[which.sample(sample_shape)]
 
 @patch
-def log_prob(self: Levels, value: Tensor) -> Tensor:
+def log_prob(
+    self: Levels,
+    value: Tensor, # (…, D), each near one of the levels
+) -> Tensor:       # (…)
     """(1.21), summed over the features, nats."""
     k = _level_of(value, self.values).expand(self.logits.shape[:-1])
     return self.logits.gather(-1, k[..., None])[..., 0].sum(-1)

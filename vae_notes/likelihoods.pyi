@@ -65,14 +65,14 @@ class Levels(Distribution):
         ...
 
     @property
-    def mean(self):
+    def mean(self) -> Tensor:
         ...
 
     @property
-    def variance(self):
+    def variance(self) -> Tensor:
         ...
 
-    def sample(self, sample_shape=...):
+    def sample(self, sample_shape: Sequence[int]=...) -> Tensor:
         ...
 
     def log_prob(self, value: Tensor) -> Tensor:

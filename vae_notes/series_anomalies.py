@@ -43,7 +43,7 @@ def plant_anomalies(
     n: int = 6,       # how many, ≥ 1
     kinds: Sequence[str] = KINDS, # to draw from
     size: float = 1., # factor on shifts, spikes, noise and drifts, > 0
-    seed: int = 0,
+    seed: int = 0, # of the draws
 ) -> Planted:
     """Anomalies at random places, each in a slot of its own.
 
@@ -179,7 +179,7 @@ class WindowJudge(nn.Module):
         n_reference: int, # training windows to remember, ≥ 1
         points: int = 64, # a longer window is averaged down to these
         hidden: int = 48, # width of the autoencoder
-        latent_dim: int = 8,
+        latent_dim: int = 8, # numbers in the code
     ):
         super().__init__()
         self.length = check_count(length, "length", 4)
@@ -289,7 +289,7 @@ def learn(
     cls: SeriesAnomalyScorer,
     train: Tensor,              # (time,) normal, or nearly so; any unit
     period: int | None = None,  # steps, ≥ 4; None: found by (15.4)
-    seed: int = 0,
+    seed: int = 0, # of the draws
     steps: int = 600,           # of each network's training, ≥ 0
 ) -> SeriesAnomalyScorer:
     """A scorer that has seen the training series and nothing else.
