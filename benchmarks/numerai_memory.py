@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How much memory a table of Numerai's full size takes: made, opened, trained on.
 
-    python benchmarks/numerai_memory.py FOLDER [--rows 2420521] [--features 1191] [--steps 600] [--keep]
+    python benchmarks/numerai_memory.py FOLDER [--rows 2420521] [--features 1191] [--steps 600] [--mapped] [--keep]
 
 FOLDER needs room for about 4 GB. Each stage is a process of its own, and says what Linux counts for it:
 
@@ -10,7 +10,7 @@ FOLDER needs room for about 4 GB. Each stage is a process of its own, and says w
     anon    the most that was resident and no page of a file (RssAnon, looked at every 20 ms): what
             the process cannot give back
 
-The bar is peak − start below 2 GB where the mapped pages count, and anon − start's share below 2 GB elsewhere."""
+The bar is peak − start below 2 GB. With --mapped it trains once more on table.x, whose pages count in `peak`."""
 
 import argparse
 import json
@@ -24,10 +24,10 @@ import torch
 from torch import nn
 
 from vae_notes.autoencoder import mlp
-from vae_notes.tabular_data import open_table, write_twin
+from vae_notes.tabular_data import open_table, return_large_blocks, write_twin
 from vae_notes.training import fit
 
-STAGES = ["make", "open", "reopen", "train_mapped", "train_on_disk"]
+STAGES = ["make", "open", "reopen", "train", "train_mapped"]
 
 
 def status() -> dict[str, float]:
@@ -70,7 +70,8 @@ def stage(name: str, folder: Path, rows: int, features: int, steps: int) -> dict
     if name.startswith("train"):
         train, valid = table.split()
         if steps * 4096 < len(train): train = train[:steps * 4096]
-        parts = (train.x, valid.x) if name == "train_mapped" else (train.on_disk(), valid.on_disk())
+        if name == "train": return_large_blocks()
+        parts = (train.on_disk(), valid.on_disk()) if name == "train" else (train.x, valid.x)
         history = fit(Squeeze(features), parts[0], valid=parts[1], epochs=1, batch_size=4096, lr=5e-3)
         about = {"steps": -(-len(train) // 4096), "rows": len(train) + len(valid),
                  "valid_loss": round(float(history["valid_loss"][-1]), 2)}
@@ -87,13 +88,16 @@ def main():
     parser.add_argument("--features", type=int, default=1191)
     parser.add_argument("--steps", type=int, default=600, help="at most as many; 503 are an epoch of the full table")
     parser.add_argument("--stage", choices=STAGES, help="this one only, in this process")
+    parser.add_argument("--mapped", action="store_true", help="train a second time, on table.x")
     parser.add_argument("--keep", action="store_true", help="leave the files there")
     args = parser.parse_args()
     if args.stage:
-        print(json.dumps(stage(args.stage, args.folder, args.rows, args.features, args.steps)), flush=True)
+        line = json.dumps(stage(args.stage, args.folder, args.rows, args.features, args.steps))
+        print(line, flush=True)
+        with open(args.folder / "numerai_memory.jsonl", "a") as file: print(line, file=file)
         return
     args.folder.mkdir(parents=True, exist_ok=True)
-    for name in STAGES: subprocess.run([sys.executable, __file__, *sys.argv[1:], "--stage", name], check=True)
+    for name in STAGES[:5 if args.mapped else 4]: subprocess.run([sys.executable, __file__, *sys.argv[1:], "--stage", name], check=True)
     if not args.keep: subprocess.run(["rm", "-r", args.folder / "train.parquet", args.folder / "train.parquet.codes"])
 
 

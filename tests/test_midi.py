@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 
 from vae_notes.files import FileFormatError
 from vae_notes.midi import (PIANO, TUNES, Note, PianoRoll, Sound, Tune, best_keys, frequency, load_tunes, pair_events, pitch,
-                            pitch_name, read_folder, read_midi, read_notes, read_part, render, roll_windows, split_by_song,
+                            pitch_name, pluck, read_folder, read_midi, read_notes, read_part, render, roll_windows, split_by_song,
                             synthesize, tick_seconds, to_roll, write_midi)
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -157,6 +157,12 @@ def test_pedal_holds_until_it_comes_up_and_only_on_its_channel(tmp_path):
     assert read(tmp_path, data) == [Note(0, .25, 50, 64), Note(0, 1., 60, 64)]
 
 
+def test_each_channel_has_its_own_pedal(tmp_path):
+    data = file_of([(0, pedal(127)), (0, pedal(127, 1)), (0, on(60)), (0, on(50, 1)), (48, off(60)), (48, off(50, 1)),
+                    (96, pedal(0)), (192, pedal(0, 1))])
+    assert read(tmp_path, data) == [Note(0, .5, 60, 64), Note(0, 1., 50, 64)]
+
+
 def test_pedal_on_one_track_holds_keys_of_another(tmp_path):
     data = file_of([(0, pedal(64)), (192, pedal(63))], [(0, on(60)), (48, off(60))])
     assert read(tmp_path, data)[0].end == 1
@@ -202,7 +208,7 @@ def test_ticks_as_on_film(tmp_path):
 
 def test_names_lyrics_and_odd_chunks_are_stepped_over(tmp_path):
     data = file_of([(0, mido.MetaMessage("track_name", name="x")), (0, on(60)), (5, mido.Message("sysex", data=(1, 2, 3))),
-                    (7, mido.Message("program_change", program=3)), (9, mido.Message("pitchwheel", pitch=99)), (96, off(60))])
+                    (7, mido.Message("program_change", program=3)), (8, mido.Message("aftertouch", value=5)), (9, mido.Message("pitchwheel", pitch=99)), (96, off(60))])
     odd = data[:14] + b"XFIH" + struct.pack(">I", 5) + b"hello" + data[14:]
     assert read(tmp_path, odd) == [Note(0, .5, 60, 64)]
 
@@ -352,6 +358,12 @@ def test_a_note_sounds_at_its_frequency(key, seconds):
     peak = np.abs(np.fft.rfft(sound, n)).argmax() * 8000 / n
     assert abs(peak / frequency(key) - 1) < .03
     assert abs(sound).max() == pytest.approx(.95)
+
+
+def test_what_a_rate_cannot_hold_is_left_out_and_soft_notes_are_softer():
+    assert not pluck(4200., .1, 8000).any()  # above half the rate it would come back as another pitch
+    sound = synthesize([Note(0, .2, 60, 127), Note(1, 1.2, 60, 40)], 8000)
+    assert np.abs(sound[8000:]).max() / np.abs(sound[:8000]).max() == pytest.approx(40 / 127, rel=.05)
 
 
 def test_wav_files_have_the_length_and_format_asked_for(tmp_path):

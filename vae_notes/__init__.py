@@ -33,6 +33,13 @@ _MODULES = {
     "diagnostics": ["diagnose"],
     "anomaly": ["AnomalyScorer"],
     "iwae": ["IWAE", "MixturePrior"],
+    "tabular_data": ["Twin", "open_table", "write_twin"],
+    "tabular_vae": ["TabularVAE"],
+    "temperature": ["open_meteo", "read_temperature"],
+    "seasonal": ["SeasonalVAE"],
+    "climate": ["climate_gates"],
+    "midi": ["load_tunes", "read_midi"],
+    "vrae": ["VRAE"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_HOME)

@@ -1,5 +1,6 @@
 from .anomaly import AnomalyScorer as AnomalyScorer
 from .autoencoder import Autoencoder as Autoencoder, mlp as mlp
+from .climate import climate_gates as climate_gates
 from .convolutional import ConvDecoder as ConvDecoder, ConvEncoder as ConvEncoder
 from .core import generator as generator, load_digits as load_digits, pick_device as pick_device
 from .data import (
@@ -35,8 +36,13 @@ from .likelihoods import (
     log_bernoulli as log_bernoulli,
     log_normal as log_normal,
 )
+from .midi import load_tunes as load_tunes, read_midi as read_midi
+from .seasonal import SeasonalVAE as SeasonalVAE
 from .series_anomalies import SeriesAnomalyScorer as SeriesAnomalyScorer
 from .sparse import SparseAutoencoder as SparseAutoencoder, TopK as TopK
+from .tabular_data import Twin as Twin, open_table as open_table, write_twin as write_twin
+from .tabular_vae import TabularVAE as TabularVAE
+from .temperature import open_meteo as open_meteo, read_temperature as read_temperature
 from .training import (
     History as History,
     TrainingDiverged as TrainingDiverged,
@@ -51,6 +57,7 @@ from .vae import (
     MLPEncoder as MLPEncoder,
     StandardNormal as StandardNormal,
 )
+from .vrae import VRAE as VRAE
 
 __version__: str
 __all__: list[str]

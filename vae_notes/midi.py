@@ -157,9 +157,9 @@ def to_roll(
     return PianoRoll(torch.from_numpy(down), fps, keys, title,
                      torch.from_numpy(begins) if onsets else None)
 
-# %% ../nbs/50_midi.ipynb #82217955
+# %% ../nbs/50_midi.ipynb #dcc75d74
 @patch
-def notes(self: PianoRoll) -> list[Note]: # by start, then by key
+def notes(self: PianoRoll) -> list[Note]: # by start, end and key
     """The notes in a table: (50.2) turned round."""
     down = np.pad(self.roll.numpy(), ((1, 1), (0, 0)))
     fresh = down[1:] & ~down[:-1]

@@ -323,11 +323,13 @@ def _zoned(times):
     text = times.astype(str).str
     return bool(text.contains(r"\d(?:Z|[+-]\d\d:?\d\d)$").any())
 
-# %% ../nbs/40_temperature.ipynb #87f84145
+# %% ../nbs/40_temperature.ipynb #a4c090f3
 _HEAT = ("t2m", "temperature_2m", "tas", "temperature")
+
 _UNIT_NAMES = dict(K="K", kelvin="K", degC="C", celsius="C", C="C",
                    degF="F", fahrenheit="F", F="F")
 
+# %% ../nbs/40_temperature.ipynb #9b51a093
 def _read_netcdf(path, column, place):
     fields = _fields(path)
     when = next((n for n in fields if n.lower() in _TIME), None)
@@ -352,12 +354,13 @@ def _fields(path):
         fields[name] = _unpacked(np.asarray(values), attrs), dims, attrs
     return fields
 
-# %% ../nbs/40_temperature.ipynb #62eb430e
+# %% ../nbs/40_temperature.ipynb #61cbc5f9
 def _plain(value):
     value = np.asarray(value)
     value = value.flat[0] if value.size == 1 else str(value)
     return value.decode() if isinstance(value, bytes) else value
 
+# %% ../nbs/40_temperature.ipynb #f2d77f8c
 def _unpacked(values, attrs):
     """Numbers as they were before they were packed into integers."""
     if values.dtype.kind not in "iuf": return values
@@ -376,7 +379,7 @@ def _classic(path):
         return [(name, v[...].copy(), v.dimensions, dict(v._attributes))
                 for name, v in file.variables.items()]
 
-# %% ../nbs/40_temperature.ipynb #0dbfcd3c
+# %% ../nbs/40_temperature.ipynb #0a6effe9
 def _hdf5(path):
     try: import h5py
     except ImportError as error:
@@ -388,9 +391,10 @@ def _hdf5(path):
                     if k not in ("DIMENSION_LIST", "REFERENCE_LIST")})
                 for name, v in file.items() if hasattr(v, "dims")]
 
+# %% ../nbs/40_temperature.ipynb #697fb48c
 def _scale(dim): return dim[0].name.rsplit("/", 1)[-1] if len(dim) else ""
 
-# %% ../nbs/40_temperature.ipynb #5adff194
+# %% ../nbs/40_temperature.ipynb #eab788ae
 def _since(field):
     """Times from "hours since 1900-01-01 00:00:0.0" and the like."""
     values, _, attrs = field
@@ -406,12 +410,13 @@ def _since(field):
     steps = pd.to_timedelta(values.astype(float), unit=unit)
     return pd.Timestamp(origin[:10]) + _clock(origin) + steps.round("s")
 
+# %% ../nbs/40_temperature.ipynb #db20b6d2
 def _clock(origin):
     parts = [float(p) for p in origin[11:].rstrip("Z ").split(":") if p]
     return pd.Timedelta(seconds=sum(p * 60**(2 - i)
                                     for i, p in enumerate(parts)))
 
-# %% ../nbs/40_temperature.ipynb #4df597d9
+# %% ../nbs/40_temperature.ipynb #1fe5b9b2
 def _at(values, dims, fields, when, place):
     """The series at the grid point nearest to a place."""
     for axis in range(len(dims) - 1, -1, -1):
@@ -421,6 +426,7 @@ def _at(values, dims, fields, when, place):
         values = values.take(which, axis)
     return values
 
+# %% ../nbs/40_temperature.ipynb #a1ee8d7d
 def _nearest(dim, points, place):
     kind = dim.lower()[:3]
     if kind not in ("lat", "lon") or points is None:
@@ -462,7 +468,7 @@ def open_meteo(
     series = local_standard(fill_gaps(series, longest_gap), offset)
     return _complete(series[span[0]:span[1]], *span)
 
-# %% ../nbs/40_temperature.ipynb #c6f3250b
+# %% ../nbs/40_temperature.ipynb #89644ab8
 def _span(latitude, first, last, offset):
     """First and last local hour, and the days in UTC that hold them."""
     if not -90 <= latitude <= 90:
@@ -473,6 +479,7 @@ def _span(latitude, first, last, offset):
     shift = pd.Timedelta(hours=offset)
     return (a, b), ((a - shift).date(), (b - shift).date())
 
+# %% ../nbs/40_temperature.ipynb #5f1c79ce
 def _by_year(first, last):
     return [(max(first, date(y, 1, 1)), min(last, date(y, 12, 31)))
             for y in range(first.year, last.year + 1)]
@@ -507,11 +514,12 @@ class _Asking(NamedTuple):
                               f"tries ({why}); without a network, see "
                               f"read_temperature or made_phoenix")
 
-# %% ../nbs/40_temperature.ipynb #7131e99e
+# %% ../nbs/40_temperature.ipynb #27837371
 def _reason(error):
     try: return json.loads(error.read())["reason"]
     except Exception: return error  # a page, or nothing
 
+# %% ../nbs/40_temperature.ipynb #4a6b14c0
 def _year(ask, latitude, longitude, first, last, folder):
     query = dict(latitude=latitude, longitude=longitude, start_date=first,
                  end_date=last, hourly="temperature_2m", timezone="GMT")
@@ -543,7 +551,7 @@ def _parse(reply):
                          f"got {unit} for {x.shape} of {len(times)} hours")
     return times, x
 
-# %% ../nbs/40_temperature.ipynb #9aa7ea4c
+# %% ../nbs/40_temperature.ipynb #eb1e01fe
 def year_fraction(
     times: pd.DatetimeIndex, # any times
 ) -> np.ndarray:             # 0 ≤ … < 1, float64: θ/2π of (40.2)
@@ -553,7 +561,7 @@ def year_fraction(
     if not isinstance(times, pd.DatetimeIndex):
         raise TypeError(f"times: expected a pandas DatetimeIndex, got "
                         f"{type(times).__name__}")
-    days = times.dayofyear.to_numpy() - 1 + (
+    days = times.day_of_year.to_numpy() - 1 + (
         (times - times.normalize()) / pd.Timedelta(days=1)).to_numpy()
     return days / np.where(times.is_leap_year, 366, 365)
 
@@ -785,9 +793,9 @@ CLIMATES = dict(
     mountain=Climate(2, .9, .7, 1.3, -.1, .4),
     city=Climate(12, 1., .7, 1.2, 0., .3, 1.))
 
-# %% ../nbs/40_temperature.ipynb #482c8e92
+# %% ../nbs/40_temperature.ipynb #108009f6
 def made_place(
-    name: str,               # one of CLIMATES
+    climate: str | Climate,  # or the name of one in CLIMATES
     years: float = 20,       # of 365.25 days
     first: str = "1980-01-01", # day
     seed: int = 0,           # of the weather
@@ -795,10 +803,11 @@ def made_place(
     """A made-up place with a known climate, (40.9).
 
     Raises `ValueError` for an unknown name."""
-    if name not in CLIMATES:
-        raise ValueError(f"name: expected one of {list(CLIMATES)}, "
-                         f"got {name!r}")
-    c, parts = CLIMATES[name], synthetic_temperature(years, seed=seed)
+    if not isinstance(climate, Climate) and climate not in CLIMATES:
+        raise ValueError(f"climate: expected one of {list(CLIMATES)}, "
+                         f"got {climate!r}")
+    c = CLIMATES.get(climate, climate)
+    parts = synthetic_temperature(years, seed=seed)
     S, D, W = (p.double() for p in parts[1:4])
     theta = 2 * math.pi * parts.day_of_year.double() / 365.25
     x = (c.mean + c.season * (S - 23.5) + c.day * D

@@ -137,5 +137,5 @@ class Climate(NamedTuple):
     step: float = 0.01
 CLIMATES = dict(coast=Climate(14, 0.35, 0.5, 0.55, 0.2), plain=Climate(8, 1.4, 0.8, 1.7, -0.3), north=Climate(-9, 1.6, 0.4, 2.2, -0.4, 0.6), tropics=Climate(27, 0.12, 0.55, 0.3, 0.1), south=Climate(17, -0.65, 0.9, 1.0), mountain=Climate(2, 0.9, 0.7, 1.3, -0.1, 0.4), city=Climate(12, 1.0, 0.7, 1.2, 0.0, 0.3, 1.0))
 
-def made_place(name: str, years: float=..., first: str=..., seed: int=...) -> pd.Series:
+def made_place(climate: str | Climate, years: float=..., first: str=..., seed: int=...) -> pd.Series:
     ...
