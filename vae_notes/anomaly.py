@@ -34,7 +34,7 @@ def tail_nats(
     cut = normal.quantile(.9)
     values, below = np.unique(normal.sort().values, return_index=True)
     share = np.interp(scores.clamp(max=cut), values,
-                      below / (len(normal) - 1))
+                      below / (len(normal) - 1)).clip(max=.9)
     excess = (normal - cut).clamp(min=0).sum() / (normal > cut).sum()
     least = 1e-3 * normal.std() + 1e-9  # where the upper scores are equal
     mean = excess.nan_to_num(0.).clamp(min=least)

@@ -211,7 +211,7 @@ def _no_file(path):
     hint = f"; did you mean {near!r}?" if near else ""
     return FileNotFoundError(f"{path}: no such file{hint}")
 
-# %% ../nbs/60_cli.ipynb #edd6b3c0
+# %% ../nbs/60_cli.ipynb #4828e677
 def summary(
     model: nn.Module, # whose layers and sizes are shown
     name: str,      # what to call it
@@ -231,7 +231,7 @@ def summary(
 def _thousands(n):
     return str(n) if n < 1000 else f"{n / 1000:.1f} K"
 
-# %% ../nbs/60_cli.ipynb #1c6dedae
+# %% ../nbs/60_cli.ipynb #2e19a0bd
 def build_model(
     config: dict[str, Any], # as `read_config` returns it
 ) -> TabularVAE:
@@ -368,7 +368,7 @@ def _close_figures():
     import matplotlib.pyplot as plt
     plt.close("all")
 
-# %% ../nbs/60_cli.ipynb #bedbe510
+# %% ../nbs/60_cli.ipynb #7c91d4de
 def row_parts(
     model: TabularVAE, # its parts of the bound are taken
     x: Tensor,         # (rows, features) codes
@@ -383,7 +383,7 @@ def row_parts(
     with evaluating(model): out = by_rows(parts, x, batch_size=2**12)
     return out[:, :-2], out[:, -2], out[:, -1]
 
-# %% ../nbs/60_cli.ipynb #45b303d6
+# %% ../nbs/60_cli.ipynb #7c605b26
 def plot_scores(
     model: TabularVAE, # a trained one
     x: Tensor,        # (rows, features) codes; at most 20,000 are shown
@@ -398,7 +398,7 @@ def plot_scores(
     axes[2].set(xlabel="KL, nats", ylabel="MSE")
     return fig, axes
 
-# %% ../nbs/60_cli.ipynb #0625f139
+# %% ../nbs/60_cli.ipynb #bf5ac8a0
 def plot_latent(
     model: TabularVAE, # a trained one
     x: Tensor,        # (rows, features) codes; at most 20,000 are shown
