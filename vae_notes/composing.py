@@ -35,7 +35,7 @@ __all__ = ['RECIPE', 'to_common_key', 'pulse', 'repetition', 'scale_degrees', 'n
            'tidy', 'glide', 'song_codes', 'compose', 'note_f1', 'mean_f1', 'nearest_windows', 'prepare',
            'vae_notes_compose']
 
-# %% ../nbs/52_composing.ipynb #e76b0a21
+# %% ../nbs/52_composing.ipynb #ef5b3644
 def to_common_key(
     roll: PianoRoll, # a song
 ) -> PianoRoll: # on the same columns; what leaves them is lost
@@ -46,7 +46,7 @@ def to_common_key(
     moved = [note._replace(pitch=note.pitch + up) for note in roll.notes()]
     return to_roll(moved, roll.fps, roll.keys, roll.title) if moved else roll
 
-# %% ../nbs/52_composing.ipynb #27233542
+# %% ../nbs/52_composing.ipynb #e24be9a3
 def pulse(
     roll: PianoRoll, # a song
 ) -> float:          # at most 1; about 0 for notes at random times
@@ -89,7 +89,7 @@ def repetition(
     jaccard[(i[:, None] - i).abs() < 2] = 0
     return float(jaccard.amax(1).mean())
 
-# %% ../nbs/52_composing.ipynb #b3c22386
+# %% ../nbs/52_composing.ipynb #2fe0fa43
 def scale_degrees(
     roll: PianoRoll, # a song
 ) -> np.ndarray: # (12,) sum 1, or 0 in silence
@@ -97,7 +97,7 @@ def scale_degrees(
     root = NAMES.index(next(iter(roll.key_scores())).split()[0])
     return np.roll(roll.pitch_classes(), -root)
 
-# %% ../nbs/52_composing.ipynb #92da7a53
+# %% ../nbs/52_composing.ipynb #ec54d3d3
 def note_lengths(
     roll: PianoRoll, # a song
 ) -> np.ndarray: # (8,) shares of ≤ 1/16 s, 1/8, 1/4, … 4, longer; sum 1, or 0
@@ -139,7 +139,7 @@ def statistic_distance(
         return abs(float(np.log2(max(a, .02) / max(b, .02))))
     return abs(a - b)
 
-# %% ../nbs/52_composing.ipynb #dcb5b134
+# %% ../nbs/52_composing.ipynb #402cc56c
 @dataclass(frozen=True, eq=False)
 class MusicGates:
     """(52.3) for each statistic; `.passed` if all are within the limit."""
@@ -262,7 +262,7 @@ def _leg(codes, n, g):
     start = torch.randint(len(codes), (1,), generator=g)
     return codes[(start + torch.arange(n)) % len(codes)]
 
-# %% ../nbs/52_composing.ipynb #760a7cda
+# %% ../nbs/52_composing.ipynb #7f730269
 def song_codes(
     model: VRAE, # a trained one
     rolls: Sequence[PianoRoll], # on the model's keys
@@ -272,7 +272,7 @@ def song_codes(
     return [model.embed(roll_windows([r], T, T // 2)[0].float())
             for r in rolls if len(r) >= T]
 
-# %% ../nbs/52_composing.ipynb #86d798ed
+# %% ../nbs/52_composing.ipynb #658d5b91
 def compose(
     model: VRAE, # a trained one
     rolls: Sequence[PianoRoll], # songs to wander among
@@ -293,7 +293,7 @@ def compose(
     p = from_windows(model.generate(z, T, mean=True), T // 2)[:frames]
     return PianoRoll(tidy(p), fps, rolls[0].keys, f"Piece {seed}")
 
-# %% ../nbs/52_composing.ipynb #b82090a4
+# %% ../nbs/52_composing.ipynb #d5b581dd
 def note_f1(
     guess: PianoRoll,    # on the keys of `truth`
     truth: PianoRoll, # what was played
