@@ -296,18 +296,19 @@ def _average(self: TabularDecoder, mean, var, n):
     norm.running_var.lerp_(var * n / (n - 1), momentum)
     norm.num_batches_tracked += 1
 
-# %% ../nbs/31_tabular_vae.ipynb #469a6210
+# %% ../nbs/31_tabular_vae.ipynb #7762ff3b
 class BentErrors(torch.autograd.Function):
     """S of (31.13), with the gradients (31.14) made on the way."""
     @staticmethod
     def forward(ctx, h, W, b, x, slope, dtype):
-        rows = 256 if h.device.type == "cpu" else len(h)
+        rows = min(512, len(h)) if h.device.type == "cpu" else len(h)
+        room = h.new_empty(2, rows, len(W), dtype=dtype)
         out = h.new_zeros(()), h.new_empty(h.shape, dtype=dtype), \
             torch.zeros_like(W), torch.zeros_like(b)
         half = h.to(dtype), W.to(dtype), b.to(dtype)
         for start in range(0, len(h), rows):
             block = slice(start, start + rows)
-            _add_block(out, half, x, block, slope)
+            _add_block(out, half, x, block, slope, room)
         total, *gradients = out
         ctx.save_for_backward(*(g.to(h.dtype) for g in gradients))
         return total
@@ -316,12 +317,13 @@ class BentErrors(torch.autograd.Function):
     def backward(ctx, g):
         return *(2 * g * d for d in ctx.saved_tensors), None, None, None
 
-# %% ../nbs/31_tabular_vae.ipynb #5eb28329
-def _add_block(out, given, x, block, slope):
+# %% ../nbs/31_tabular_vae.ipynb #68968395
+def _add_block(out, given, x, block, slope, room):
     """The part of a block of rows in S and its gradients (without the 2)."""
     (total, dh, dW, db), (h, W, b) = out, given
-    P = torch.addmm(b, h[block], W.T)
-    E = F.leaky_relu(P, slope).sub_(x[block])
+    P, E = room[:, :len(x[block])]
+    torch.addmm(b, h[block], W.T, out=P)
+    torch.ops.aten.leaky_relu.out(P, slope, out=E).sub_(x[block])
     total += torch.linalg.vector_norm(E).to(total.dtype).square()
     torch.ops.aten.leaky_relu_backward.grad_input(  # E becomes E ⊙ φ'(P)
         E, P, slope, False, grad_input=E)
