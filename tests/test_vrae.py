@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from vae_notes import fit, generator, load, save
 from vae_notes.diagnostics import diagnose
-from vae_notes.vrae import (VRAE, KeyTable, OwnScan, Recurrent, RollDecoder, RollEncoder, SongClassifier, TanhScan, code_walk,
-                            made_up_music, made_up_windows, neighbour_accuracy, note_f1)
+from vae_notes.vrae import (VRAE, KeyTable, OwnScan, Recurrent, RollDecoder, RollEncoder, SongClassifier, TanhScan, code_walk, frame_f1,
+                            keep_expected, made_up_music, made_up_windows, neighbour_accuracy, note_f1)
 
 KEYS, FRAMES = 6, 8
 CELLS, INPUTS, CODES = ("rnn", "gru", "lstm"), ("own", "zeros", "sampled", "teacher"), ("start", "every", "spread")
@@ -135,6 +135,8 @@ bad = {
     "frames": (lambda: model().generate(torch.zeros(1, 3), 0), ValueError, "frames: expected ≥ 1"),
     "codes": (lambda: model().generate(torch.zeros(3)), ValueError, "z: expected shape"),
     "rho": (lambda: code_walk(torch.zeros(3), 4, 1.1), ValueError, "rho: expected"),
+    "rows": (lambda: code_walk(torch.zeros(3), 4, codes=torch.randn(3, 3)), ValueError, "codes: expected more than 3"),
+    "codes of a walk": (lambda: code_walk(torch.zeros(3), 4, codes=torch.randn(9, 2)), ValueError, "codes: expected shape"),
     "classes": (lambda: SongClassifier(model().encoder, 1), ValueError, "classes: expected ≥ 2"),
 }
 
@@ -144,21 +146,32 @@ def test_bad_input_is_named(call, kind, message):
     with pytest.raises(kind, match=message): call()
 
 
-def test_f1_knows_its_ends():
+@pytest.mark.parametrize("f1", [frame_f1, note_f1])
+def test_f1_knows_its_ends(f1):
     x = rolls(9) > 0
-    assert note_f1(x, x) == note_f1(x, x, True) == 1
-    assert note_f1(x, ~x) == 0 and note_f1(x, x & False) == 0
-    assert note_f1(x & False, x & False) == 1
-    assert note_f1(x, x.float() * .6) == 1  # probabilities are cut at ½
+    assert f1(x, x) == 1
+    assert f1(x, x & False) == 0 == f1(x & False, x) and f1(x, ~x) < 1
+    assert f1(x & False, x & False) == 1
+    assert f1(x, x.float() * .6) == 1  # probabilities are cut at ½
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 999))
-def test_f1_is_symmetric_and_bounded(seed):
+def test_f1_is_symmetric_bounded_and_forgives_more_with_more_time(seed):
     x, y = rolls(3, seed=seed), rolls(3, seed=seed + 1)
-    for onsets in (False, True):
-        assert 0 <= note_f1(x, y, onsets) <= 1
-        assert note_f1(x, y, onsets) == pytest.approx(note_f1(y, x, onsets))
+    for f1 in (frame_f1, note_f1):
+        assert 0 <= f1(x, y) <= 1
+        assert f1(x, y) == pytest.approx(f1(y, x))
+    assert note_f1(x, y, 0) <= note_f1(x, y, 1) <= note_f1(x, y, 5)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 999))
+def test_as_many_keys_as_expected_and_the_likeliest(seed):
+    p = torch.rand(12, 7, generator=generator(seed))
+    down = keep_expected(p)
+    assert torch.equal(down.sum(1).float(), p.sum(1).round())
+    assert all(not k.any() or k.all() or r[k].min() >= r[~k].max() for r, k in zip(p, down))
 
 
 def test_neighbours_that_overlap_do_not_count():

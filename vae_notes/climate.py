@@ -133,7 +133,7 @@ class HarmonicsAR:
         self.innovations = u[self.lags:] - before @ self.weights
         return self
 
-# %% ../nbs/42_climate.ipynb #941374c2
+# %% ../nbs/42_climate.ipynb #9b5ccdba
 @patch
 def generate(
     self: HarmonicsAR,
@@ -187,7 +187,7 @@ def years_of(
         f"{name}: expected a whole calendar year, got {t[0]} to {t[-1]}")
     return torch.from_numpy(x[whole]).view(-1, 365, 24)
 
-# %% ../nbs/42_climate.ipynb #ae7d67d8
+# %% ../nbs/42_climate.ipynb #179c6e06
 @patch
 def generate(
     self: BlockBootstrap,
@@ -276,7 +276,7 @@ def _same_season(angle, known, near, g):
     off = torch.randint(-reach, reach + 1, (len(angle),), generator=g)
     return order[(place + off) % len(known)]
 
-# %% ../nbs/42_climate.ipynb #bde40e06
+# %% ../nbs/42_climate.ipynb #339077f5
 @patch
 def generate(
     self: DaysAR,
@@ -621,7 +621,7 @@ def failed(
     """The gates that were not passed."""
     return list(self.table.index[~self.table.passed])
 
-# %% ../nbs/42_climate.ipynb #e0a24522
+# %% ../nbs/42_climate.ipynb #ef87d761
 class ClimateJudge:
     """Held-out and training years, measured once to judge many.
 

@@ -81,7 +81,7 @@ def _span(note, fps):
     a, b = (math.floor(t * fps + .5) for t in note[:2])
     return a, max(b, a + 1)
 
-# %% ../nbs/50_midi.ipynb #55d0ba68
+# %% ../nbs/50_midi.ipynb #623bb61a
 @dataclass(frozen=True, eq=False)
 class PianoRoll:
     """Which keys are down in each frame.
@@ -134,7 +134,7 @@ def _check_keys(keys):
                          f"got {keys}")
     return keys
 
-# %% ../nbs/50_midi.ipynb #fcc11b4c
+# %% ../nbs/50_midi.ipynb #3b6b2d47
 def to_roll(
     notes: Iterable[Note],        # in any order
     fps: float = 20,              # F, frames a second
@@ -309,7 +309,7 @@ BLUE_DANUBE = Tune(
            "d6": "F#3 A3+D4 A3+D4 |", "e": "G3 B3+E4 B3+E4 |",
            "a": "A2 G3+C#4 G3+C#4 |"})
 
-# %% ../nbs/50_midi.ipynb #0faf7c40
+# %% ../nbs/50_midi.ipynb #68c56380
 FUER_ELISE = Tune(
     "Für Elise", "Ludwig van Beethoven, 1810", "A minor", bar=6, unit=.2,
     pickup=2, parts=(
@@ -323,7 +323,7 @@ FUER_ELISE = Tune(
          "E5 D#5 E5 D#5 E5 D#5 |",
     "a": ".*6 | am e am .*6 | am e", "am": "A2 E3 A3 .*3 |",
     "e": "E2 E3 G#3 .*3 |",
-    "b": "C3 G3 C4 .*3 | G2 G3 B3 .*3 | am E2 E3 .*4 | .*6 | .*6 |"})
+    "b": "C3 G3 C4 .*3 | G2 G3 B3 .*3 | am E2 E3 E4 .*3 | .*6 | .*6 |"})
 
 # %% ../nbs/50_midi.ipynb #80544b05
 MOONLIGHT = Tune(
@@ -518,7 +518,7 @@ def roll_windows(
     song = [torch.full((len(x),), i) for i, x in cut.items()]
     return torch.cat([*cut.values()]), torch.cat(song)
 
-# %% ../nbs/50_midi.ipynb #7a2c00e9
+# %% ../nbs/50_midi.ipynb #d5318654
 def split_by_song(
     rolls: Sequence[PianoRoll],  # one a song
     shares: Sequence[float] = (.75, .25), # of the songs, sum ≤ 1

@@ -24,7 +24,8 @@ from .vae import VAE, StandardNormal, _drawing_from
 
 # %% auto #0
 __all__ = ['SCALES', 'TanhScan', 'OwnScan', 'Recurrent', 'RollEncoder', 'RollDecoder', 'RollLikelihood', 'VRAE', 'made_up_music',
-           'made_up_windows', 'KeyTable', 'neighbour_accuracy', 'note_f1', 'code_walk', 'SongClassifier']
+           'made_up_windows', 'KeyTable', 'neighbour_accuracy', 'frame_f1', 'note_f1', 'code_walk', 'keep_expected',
+           'SongClassifier']
 
 # %% ../nbs/51_vrae.ipynb #770d6b29
 class TanhScan(torch.autograd.Function):
@@ -501,7 +502,7 @@ def sample(
 SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 11),
           (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9))
 
-# %% ../nbs/51_vrae.ipynb #09a2bd99
+# %% ../nbs/51_vrae.ipynb #6907fe7f
 def made_up_music(
     rng: np.random.Generator, # all chance comes from here
     frames: int,              # its length
@@ -513,6 +514,7 @@ def made_up_music(
     ladder = np.flatnonzero(np.isin(steps, SCALES[rng.integers(4)]))
     ladder = ladder[(ladder >= min(keys)) & (ladder <= max(keys))]
     roll = np.zeros((frames, 128), bool)
+    if not len(ladder): return roll[:, list(keys)]  # no key of the scale
     for voice in range(rng.integers(1, 4)):
         for place, start, length in _voice(rng, voice, len(ladder), beat,
                                            frames):
@@ -558,7 +560,7 @@ def _voice(rng, voice, size, beat, frames):
         if rng.random() < .12: root += rng.integers(-4, 5)
         root, t, n = int(np.clip(root, 0, size - 1)), t + length, n + 1
 
-# %% ../nbs/51_vrae.ipynb #2f97b04c
+# %% ../nbs/51_vrae.ipynb #d8f74a1d
 def made_up_windows(
     n: int,              # how many
     frames: int,         # T, frames in each
@@ -598,7 +600,7 @@ class KeyTable:
 # %% ../nbs/51_vrae.ipynb #eccaf629
 def _before(x): return F.pad(x, (0, 0, 1, 0))[:, :-1]
 
-# %% ../nbs/51_vrae.ipynb #a7f2a937
+# %% ../nbs/51_vrae.ipynb #af5d63de
 @patch
 def generate(
     self: KeyTable,
@@ -631,43 +633,79 @@ def neighbour_accuracy(
     distance[near & (song[:, None] == song)] = math.inf
     return (song[distance.argmin(1)] == song).double()
 
-# %% ../nbs/51_vrae.ipynb #245581a7
-def note_f1(
-    x: Tensor,    # (pieces, frames, keys) 0 or 1: what was to be played
-    y: Tensor,    # the same shape: what was, or probabilities (cut at ½)
-    onsets: bool = False, # only frames in which a note begins, ± 1 frame
-) -> float:       # 0…1
-    """(51.14) over all pieces together; 1 where both are silent."""
+# %% ../nbs/51_vrae.ipynb #a3b90b36
+def frame_f1(
+    x: Tensor, # (pieces, frames, keys) 0 or 1: what was to be played
+    y: Tensor, # the same shape: what was, or probabilities (cut at ½)
+) -> float:    # 0…1
+    """The first of (51.14) over all pieces; 1 where both are silent."""
     x, y = x > .5, y > .5
-    if onsets:
-        x, y = x & ~_before(x), y & ~_before(y)
-        both = (x & _wide(y)).sum() + (y & _wide(x)).sum()
-    else: both = 2 * (x & y).sum()
     size = x.sum() + y.sum()
-    return (both / size).item() if size else 1.
+    return (2 * (x & y).sum() / size).item() if size else 1.
 
-# %% ../nbs/51_vrae.ipynb #ef3b427f
-def _wide(x):  # also true a frame earlier and later
-    return x | _before(x) | F.pad(x, (0, 0, 0, 1))[:, 1:]
+# %% ../nbs/51_vrae.ipynb #5ac66885
+def _pairs(a, b, within):
+    """How many of two rising rows can be paired."""
+    i = j = found = 0
+    while i < len(a) and j < len(b):
+        if abs(a[i] - b[j]) <= within: i, j, found = i + 1, j + 1, found + 1
+        elif a[i] < b[j]: i += 1
+        else: j += 1
+    return found
 
-# %% ../nbs/51_vrae.ipynb #b5f8981e
+# %% ../nbs/51_vrae.ipynb #922d1a72
+def note_f1(
+    x: Tensor, # (pieces, frames, keys) 0 or 1: what was to be played
+    y: Tensor, # the same shape: what was, or probabilities (cut at ½)
+    within: int = 1, # frames that beginnings may be apart, ≥ 0
+) -> float:    # 0…1
+    """The second of (51.14) over all pieces; 1 where both are silent."""
+    x, y = ((r & ~_before(r)).transpose(1, 2) for r in (x > .5, y > .5))
+    rows = [(a.nonzero()[:, 0].tolist(), b.nonzero()[:, 0].tolist())
+            for a, b in zip(*(r[x.any(2) & y.any(2)] for r in (x, y)))]
+    found = sum(_pairs(a, b, within) for a, b in rows)
+    size = (x.sum() + y.sum()).item()
+    return 2 * found / size if size else 1.
+
+# %% ../nbs/51_vrae.ipynb #eb0c9822
 def code_walk(
     z: Tensor,         # (latent,) where it begins
     n: int,            # how many codes
     rho: float = .9,   # how alike neighbours are, in [0, 1]
+    codes: Tensor | None = None, # (pieces, latent) to be like; None: prior
     generator: torch.Generator | None = None, # None: torch's own
 ) -> Tensor:           # (n, latent), the first is `z`
-    """A walk of codes within the prior, (51.15).
+    """A walk of codes, (51.15).
 
-    Raises `ValueError` for a `rho` out of range."""
+    Raises `ValueError` for a `rho` out of range or too few codes."""
     if not 0 <= rho <= 1:
         raise ValueError(f"rho: expected in [0, 1], got {rho}")
     check_tensor(z, "z", (None,))
-    path = [z]
+    center, spread = _center_and_spread(z, codes)
+    path = [z - center]
     for _ in range(check_count(n, "n") - 1):
         noise = torch.randn(z.shape, generator=generator, dtype=z.dtype)
-        path.append(rho * path[-1] + (1 - rho**2)**.5 * noise)
-    return torch.stack(path)
+        path.append(rho * path[-1] + (1 - rho**2)**.5 * (spread @ noise))
+    return torch.stack(path) + center
+
+# %% ../nbs/51_vrae.ipynb #0d177ad1
+def _center_and_spread(z, codes):
+    if codes is None: return torch.zeros_like(z), torch.eye(len(z)).to(z)
+    check_tensor(codes, "codes", (None, len(z)))
+    if len(codes) <= len(z):
+        raise ValueError(f"codes: expected more than {len(z)} rows, one for "
+                         f"each number of a code, got {len(codes)}")
+    small = 1e-6 * torch.eye(len(z)).to(z)  # for units that never move
+    return codes.mean(0), torch.linalg.cholesky(codes.T.cov() + small)
+
+# %% ../nbs/51_vrae.ipynb #371493f3
+def keep_expected(
+    p: Tensor, # (frames, keys) probabilities
+) -> Tensor:   # as `p`, bool: in each frame the N_t likeliest of (51.16)
+    """As many keys as expected, and the likeliest."""
+    check_tensor(p, "p", (None, None))
+    rank = p.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return rank < p.sum(1, keepdim=True).round()
 
 # %% ../nbs/51_vrae.ipynb #42e4f428
 class SongClassifier(nn.Module):
