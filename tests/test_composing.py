@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from vae_notes.composing import (RECIPE, compose, glide, music_gates, nearest_windows, note_lengths, piece_statistics, prepare,
-                                 pulse, repetition, scale_degrees, statistic_distance, tidy, to_common_key, together,
-                                 total_variation, train_composer, vae_notes_compose)
+from vae_notes.composing import (RECIPE, compose, glide, music_gates, nearest_windows, note_lengths, piece_statistics,
+                                 prepare, pulse, repetition, scale_degrees, statistic_distance, tidy, to_common_key,
+                                 together, total_variation, train_composer, vae_notes_compose)
 from vae_notes.core import generator
 from vae_notes.files import load, save
 from vae_notes.midi import PIANO, Note, PianoRoll, best_keys, load_tunes, read_notes, to_roll, write_midi

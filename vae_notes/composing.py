@@ -33,8 +33,7 @@ if TYPE_CHECKING: import pandas as pd
 # %% auto #0
 __all__ = ['RECIPE', 'to_common_key', 'pulse', 'repetition', 'scale_degrees', 'note_lengths', 'total_variation',
            'piece_statistics', 'statistic_distance', 'MusicGates', 'music_gates', 'train_composer', 'tidy', 'together',
-           'glide', 'song_codes', 'compose', 'nearest_windows', 'damage', 'DenoisingVRAE', 'prepare',
-           'vae_notes_compose']
+           'glide', 'song_codes', 'compose', 'nearest_windows', 'prepare', 'vae_notes_compose']
 
 # %% ../nbs/52_composing.ipynb #ef5b3644
 def to_common_key(
@@ -338,28 +337,6 @@ def nearest_windows(
     both = a @ b.T
     either = a.sum(1)[:, None] + b.sum(1) - both
     return bank[(both / either.clamp_min(1)).argmax(1)]
-
-# %% ../nbs/52_composing.ipynb #2670ecd1
-def damage(
-    x: Tensor,          # (pieces, frames, keys) 0 or 1
-    lose: float = .3,   # share of stretches of a key that fall silent
-    add: float = .02,   # share of stretches that sound falsely
-    seed: int | None = None, # of the draws; None: torch's own
-) -> Tensor:            # as `x`
-    """Silence keys for an eighth of the time, sound them for a tenth."""
-    g = None if seed is None else generator(seed)
-    keep = torch.rand(len(x), 8, x.shape[2], generator=g) > lose
-    false = torch.rand(len(x), 10, x.shape[2], generator=g) < add
-    def wide(m):
-        return m.repeat_interleave(-(-x.shape[1] // m.shape[1]), 1
-                                   )[:, :x.shape[1]].to(x.device)
-    return torch.where(wide(false), 1, x * wide(keep)).to(x.dtype)
-
-# %% ../nbs/52_composing.ipynb #8bd4c12a
-class DenoisingVRAE(VRAE):
-    """A VRAE that in training hears damaged rolls, (52.5)."""
-    def _posterior(self, x):
-        return super()._posterior(damage(x) if self.training else x)
 
 # %% ../nbs/52_composing.ipynb #ed1a3278
 def prepare(
