@@ -14,10 +14,10 @@ from .data import from_windows
 from .files import load, load_extra, save
 from .midi import NAMES, PianoRoll, best_keys, load_tunes, read_folder, render, roll_windows, to_roll, write_midi
 from .training import cosine, fit
-from .vrae import VRAE
+from .vrae import VRAE, keep_expected, made_up_windows, note_f1
 if TYPE_CHECKING:
     import pandas as pd
-__all__ = ['RECIPE', 'to_common_key', 'pulse', 'repetition', 'scale_degrees', 'note_lengths', 'total_variation', 'piece_statistics', 'statistic_distance', 'MusicGates', 'music_gates', 'train_composer', 'keep_expected', 'tidy', 'glide', 'song_codes', 'compose', 'note_f1', 'mean_f1', 'nearest_windows', 'prepare', 'vae_notes_compose']
+__all__ = ['RECIPE', 'to_common_key', 'pulse', 'repetition', 'scale_degrees', 'note_lengths', 'total_variation', 'piece_statistics', 'statistic_distance', 'MusicGates', 'music_gates', 'train_composer', 'tidy', 'together', 'glide', 'song_codes', 'compose', 'nearest_windows', 'prepare', 'vae_notes_compose']
 
 def to_common_key(roll: PianoRoll) -> PianoRoll:
     ...
@@ -61,15 +61,15 @@ class MusicGates:
 
 def music_gates(pieces: Sequence[PianoRoll], songs: Sequence[PianoRoll], limit: float=...) -> MusicGates:
     ...
-RECIPE = dict(hidden=256, latent=32, cell='gru', inputs='zeros', code='every', reverse=True, frames=40, step=8, beta=0.1)
+RECIPE = dict(hidden=512, latent=128, cell='rnn', inputs='zeros', code='spread', reverse=True, frames=40, step=5, beta=0.03)
 
-def train_composer(rolls: Sequence[PianoRoll], epochs: int=..., stride: int=..., seed: int=..., **settings: Any) -> VRAE:
-    ...
-
-def keep_expected(p: Tensor) -> Tensor:
+def train_composer(rolls: Sequence[PianoRoll], epochs: int=..., stride: int=..., made_up: int=..., seed: int=..., kind: type[VRAE]=..., **settings: Any) -> VRAE:
     ...
 
 def tidy(p: Tensor, shortest: int=..., blur: float=...) -> Tensor:
+    ...
+
+def together(roll: PianoRoll, reach: int=...) -> PianoRoll:
     ...
 
 def glide(codes: Sequence[Tensor], n: int, stay: int=..., novelty: float=..., seed: int=...) -> Tensor:
@@ -81,12 +81,6 @@ def song_codes(model: VRAE, rolls: Sequence[PianoRoll]) -> list[Tensor]:
 def compose(model: VRAE, rolls: Sequence[PianoRoll], seconds: float=..., stay: int=..., novelty: float=..., seed: int=...) -> PianoRoll:
     ...
 
-def note_f1(guess: PianoRoll, truth: PianoRoll, within: int=...) -> float:
-    ...
-
-def mean_f1(guess: Tensor, truth: Tensor, keys: Sequence[int], within: int=...) -> float:
-    ...
-
 def nearest_windows(x: Tensor, bank: Tensor) -> Tensor:
     ...
 
@@ -94,5 +88,5 @@ def prepare(folder: str | os.PathLike | None=..., fps: float=..., n_keys: int=..
     ...
 
 @call_parse
-def vae_notes_compose(folder: Param('folder of MIDI files, searched with its subfolders; without it, eight old tunes', str, opt=False, nargs='?')=..., out: Param('MIDI file to write', str)=..., wav: Param('WAV file to write as well', str)=..., seconds: Param('length of the piece', float)=..., seed: Param('another seed, another piece', int)=..., novelty: Param('0: near the songs; 1: far from them', float)=..., epochs: Param('passes over the songs in training', int)=..., model: Param('file to keep the trained model in, and to use it from if it is there (.safetensors)', str)=..., resume: Param('go on with training that was cut off; needs --model', bool)=..., fps: Param('frames a second', float)=..., keys: Param('keys of the piano to use', int)=...):
+def vae_notes_compose(folder: Param('folder of MIDI files, searched with its subfolders; without it, eight old tunes', str, opt=False, nargs='?')=..., out: Param('MIDI file to write', str)=..., wav: Param('WAV file to write as well', str)=..., seconds: Param('length of the piece', float)=..., seed: Param('another seed, another piece', int)=..., novelty: Param('0: near the songs; 1: far from them', float)=..., epochs: Param('passes over the songs in training', int)=..., made_up: Param('two-second windows of made-up music to learn from beside the songs', int)=..., model: Param('file to keep the trained model in, and to use it from if it is there (.safetensors)', str)=..., resume: Param('go on with training that was cut off; needs --model', bool)=..., fps: Param('frames a second', float)=..., keys: Param('keys of the piano to use', int)=...):
     ...

@@ -14,7 +14,7 @@ from .core import check_count, check_tensor, generator
 from .likelihoods import BernoulliLikelihood
 from .training import by_rows, evaluating
 from .vae import VAE, StandardNormal, _drawing_from
-__all__ = ['SCALES', 'TanhScan', 'OwnScan', 'Recurrent', 'RollEncoder', 'RollDecoder', 'RollLikelihood', 'VRAE', 'made_up_music', 'made_up_windows', 'KeyTable', 'neighbour_accuracy', 'note_f1', 'code_walk', 'SongClassifier']
+__all__ = ['SCALES', 'TanhScan', 'OwnScan', 'Recurrent', 'RollEncoder', 'RollDecoder', 'RollLikelihood', 'VRAE', 'made_up_music', 'made_up_windows', 'KeyTable', 'neighbour_accuracy', 'frame_f1', 'note_f1', 'code_walk', 'keep_expected', 'SongClassifier']
 
 class TanhScan(torch.autograd.Function):
 
@@ -149,10 +149,16 @@ class KeyTable:
 def neighbour_accuracy(codes: Tensor, song: Tensor, start: Tensor, apart: int) -> Tensor:
     ...
 
-def note_f1(x: Tensor, y: Tensor, onsets: bool=...) -> float:
+def frame_f1(x: Tensor, y: Tensor) -> float:
     ...
 
-def code_walk(z: Tensor, n: int, rho: float=..., generator: torch.Generator | None=...) -> Tensor:
+def note_f1(x: Tensor, y: Tensor, within: int=...) -> float:
+    ...
+
+def code_walk(z: Tensor, n: int, rho: float=..., codes: Tensor | None=..., generator: torch.Generator | None=...) -> Tensor:
+    ...
+
+def keep_expected(p: Tensor) -> Tensor:
     ...
 
 class SongClassifier(nn.Module):
