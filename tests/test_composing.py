@@ -170,6 +170,11 @@ def test_an_hour_is_composed_quickly_and_nonsense_is_refused(net, songs):
         with pytest.raises(ValueError, match="seconds"): compose(net, songs, bad)
 
 
+def test_training_names_what_it_cannot_use(songs):
+    with pytest.raises(ValueError, match="rolls: expected at least one"): train_composer([])
+    with pytest.raises(ValueError, match="made_up: expected ≥ 0"): train_composer(songs[:1], made_up=-1)
+
+
 def test_training_is_the_seeds_own_and_leaves_the_global_generator_alone(songs, tmp_path):
     state = torch.random.get_rng_state()
     a, b = (train_composer(songs[:2], epochs=1, stride=60, made_up=200, seed=5, progress=False) for _ in range(2))

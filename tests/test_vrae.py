@@ -137,6 +137,10 @@ bad = {
     "rho": (lambda: code_walk(torch.zeros(3), 4, 1.1), ValueError, "rho: expected"),
     "rows": (lambda: code_walk(torch.zeros(3), 4, codes=torch.randn(3, 3)), ValueError, "codes: expected more than 3"),
     "codes of a walk": (lambda: code_walk(torch.zeros(3), 4, codes=torch.randn(9, 2)), ValueError, "codes: expected shape"),
+    "rolls of two shapes": (lambda: frame_f1(rolls(), rolls(1)), ValueError, "y: expected the shape of x"),
+    "notes of two shapes": (lambda: note_f1(rolls(), rolls(1)), ValueError, "y: expected the shape of x"),
+    "NaN to judge": (lambda: note_f1(rolls(), rolls() * math.nan), ValueError, "y: expected finite"),
+    "no windows": (lambda: made_up_windows(0, 8, range(30, 80)), ValueError, "n: expected ≥ 1"),
     "classes": (lambda: SongClassifier(model().encoder, 1), ValueError, "classes: expected ≥ 2"),
 }
 

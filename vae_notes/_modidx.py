@@ -1493,6 +1493,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vae_notes.vrae._stride': ('vrae.html#_stride', 'vae_notes/vrae.py'),
                                 'vae_notes.vrae._strike': ('vrae.html#_strike', 'vae_notes/vrae.py'),
                                 'vae_notes.vrae._tanh_of_half_': ('vrae.html#_tanh_of_half_', 'vae_notes/vrae.py'),
+                                'vae_notes.vrae._two_rolls': ('vrae.html#_two_rolls', 'vae_notes/vrae.py'),
                                 'vae_notes.vrae._voice': ('vrae.html#_voice', 'vae_notes/vrae.py'),
                                 'vae_notes.vrae.code_walk': ('vrae.html#code_walk', 'vae_notes/vrae.py'),
                                 'vae_notes.vrae.frame_f1': ('vrae.html#frame_f1', 'vae_notes/vrae.py'),

@@ -185,7 +185,7 @@ def music_gates(
 RECIPE = dict(hidden=512, latent=128, cell="rnn", inputs="zeros",
               code="spread", reverse=True, frames=40, step=5, beta=.03)
 
-# %% ../nbs/52_composing.ipynb #d41c486b
+# %% ../nbs/52_composing.ipynb #8807a56d
 def train_composer(
     rolls: Sequence[PianoRoll], # all on the same keys
     epochs: int = 5,            # passes over the windows
@@ -198,9 +198,10 @@ def train_composer(
     """A VRAE that has learned two-second pieces of songs.
 
     Raises as `roll_windows` and `fit` do."""
-    keys, frames = rolls[0].keys, RECIPE["frames"]
+    frames = RECIPE["frames"]
     x, _ = roll_windows(rolls, frames, stride)
-    if made_up:
+    keys = rolls[0].keys
+    if check_count(made_up, "made_up", 0):
         often = max(made_up // (3 * len(x)), 1)
         x = torch.cat([x.repeat(often, 1, 1),
                        made_up_windows(made_up, frames, keys)])

@@ -560,16 +560,16 @@ def _voice(rng, voice, size, beat, frames):
         if rng.random() < .12: root += rng.integers(-4, 5)
         root, t, n = int(np.clip(root, 0, size - 1)), t + length, n + 1
 
-# %% ../nbs/51_vrae.ipynb #d8f74a1d
+# %% ../nbs/51_vrae.ipynb #1cc00c77
 def made_up_windows(
-    n: int,              # how many
+    n: int,              # how many, ≥ 1
     frames: int,         # T, frames in each
     keys: Sequence[int], # the columns, as numbers of keys
     seed: int = 0, # of the draws
 ) -> Tensor:             # (n, frames, keys) bool
     """Windows cut at random from stretches of `made_up_music`."""
     rng, cut = np.random.default_rng(seed), []
-    while len(cut) < n:
+    while len(cut) < check_count(n, "n"):
         long = made_up_music(rng, 10 * frames, keys)
         cut += [long[i:i + frames]
                 for i in rng.integers(0, 9 * frames, 16)]
@@ -633,13 +633,24 @@ def neighbour_accuracy(
     distance[near & (song[:, None] == song)] = math.inf
     return (song[distance.argmin(1)] == song).double()
 
-# %% ../nbs/51_vrae.ipynb #a3b90b36
+# %% ../nbs/51_vrae.ipynb #afb23b8b
+def _two_rolls(x, y):
+    for name, roll in (("x", x), ("y", y)):
+        check_tensor(roll.float(), name, (None, None, None))
+    if x.shape != y.shape:
+        raise ValueError(f"y: expected the shape of x, {tuple(x.shape)}, "
+                         f"got {tuple(y.shape)}")
+    return x > .5, y > .5
+
+# %% ../nbs/51_vrae.ipynb #68205c57
 def frame_f1(
     x: Tensor, # (pieces, frames, keys) 0 or 1: what was to be played
     y: Tensor, # the same shape: what was, or probabilities (cut at ½)
 ) -> float:    # 0…1
-    """The first of (51.14) over all pieces; 1 where both are silent."""
-    x, y = x > .5, y > .5
+    """The first of (51.14) over all pieces; 1 where both are silent.
+
+    Raises `ValueError` for rolls of different shapes, or NaN."""
+    x, y = _two_rolls(x, y)
     size = x.sum() + y.sum()
     return (2 * (x & y).sum() / size).item() if size else 1.
 
@@ -653,14 +664,16 @@ def _pairs(a, b, within):
         else: j += 1
     return found
 
-# %% ../nbs/51_vrae.ipynb #922d1a72
+# %% ../nbs/51_vrae.ipynb #9945d5b7
 def note_f1(
     x: Tensor, # (pieces, frames, keys) 0 or 1: what was to be played
     y: Tensor, # the same shape: what was, or probabilities (cut at ½)
     within: int = 1, # frames that beginnings may be apart, ≥ 0
 ) -> float:    # 0…1
-    """The second of (51.14) over all pieces; 1 where both are silent."""
-    x, y = ((r & ~_before(r)).transpose(1, 2) for r in (x > .5, y > .5))
+    """The second of (51.14) over all pieces; 1 where both are silent.
+
+    Raises `ValueError` for rolls of different shapes, or NaN."""
+    x, y = ((r & ~_before(r)).transpose(1, 2) for r in _two_rolls(x, y))
     rows = [(a.nonzero()[:, 0].tolist(), b.nonzero()[:, 0].tolist())
             for a, b in zip(*(r[x.any(2) & y.any(2)] for r in (x, y)))]
     found = sum(_pairs(a, b, within) for a, b in rows)
